@@ -1,0 +1,156 @@
+"""Everything that can be configured, as one frozen value.
+
+A field here is at once a flag of `windrose serve` (`--max-num-seqs`), a key of `--config FILE`
+and a key under `args:` of a Serve application file. Unknown keys are refused by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _setting(group: str, description: str, **limits: Any) -> Any:
+    """A field that `windrose serve --help` shows under the heading `group`."""
+    return Field(description=description, json_schema_extra={"group": group}, **limits)
+
+
+class WindroseConfig(BaseModel):
+    """One deployment: which model, on which actors, within which limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[str, _setting("model", "directory of a Hugging Face checkpoint", min_length=1)]
+    served_model_name: Annotated[
+        str | None,
+        _setting("model", "name clients use; default: the directory's name", min_length=1),
+    ] = None
+    dtype: Annotated[
+        Dtype,
+        _setting("model", "precision of weights and compute; auto: the checkpoint's own"),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        _setting("model", "longest prompt + answer, tokens; default: the model's", ge=1),
+    ] = None
+    attention_actors: Annotated[
+        int, _setting("topology", "attention actors (A) in a pipeline", ge=1)
+    ] = 1
+    expert_actors: Annotated[
+        int,
+        _setting(
+            "topology", "expert actors (E) in a pipeline; 0: experts live with attention", ge=0
+        ),
+    ] = 0
+    replicas: Annotated[
+        int, _setting("topology", "pipelines, each a whole copy of the model", ge=1)
+    ] = 1
+    max_num_seqs: Annotated[
+        int, _setting("limits", "most sequences one attention actor runs at once", ge=1)
+    ] = 64
+    max_num_batched_tokens: Annotated[
+        int, _setting("limits", "most rows in one step; longer prompts are cut into chunks", ge=1)
+    ] = 512
+    kv_cache_memory_bytes: Annotated[
+        int | None,
+        _setting(
+            "limits",
+            "KV cache of one attention actor; default: 1 GiB on cpu, what is left of the GPU"
+            " on cuda",
+            ge=1,
+        ),
+    ] = None
+    block_size: Annotated[int, _setting("limits", "tokens in one KV block", ge=1)] = 16
+    host: Annotated[str, _setting("HTTP", "address the HTTP server binds", min_length=1)] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, _setting("HTTP", "port the HTTP server binds", ge=1, le=65535)] = 8000
+    ingress_replicas: Annotated[int, _setting("HTTP", "HTTP ingress processes", ge=1)] = 1
+    max_queued_requests: Annotated[
+        int, _setting("HTTP", "requests one ingress holds before it answers 429", ge=1)
+    ] = 1024
+    device: Annotated[
+        Device, _setting("CPU and GPU", "auto: cuda where there is one, else cpu")
+    ] = "auto"
+    threads_per_actor: Annotated[
+        int | None,
+        _setting("CPU and GPU", "compute threads of an actor on cpu; default: cores/actors", ge=1),
+    ] = None
+    cpus_per_actor: Annotated[
+        float,
+        _setting("CPU and GPU", "CPUs Ray reserves for an actor; cuda adds one GPU each", gt=0),
+    ] = 1.0
+    shutdown_timeout_s: Annotated[
+        float,
+        _setting("timeouts", "on SIGTERM, seconds accepted requests get to finish", ge=0),
+    ] = 30.0
+    peer_timeout_s: Annotated[
+        float,
+        _setting("timeouts", "seconds an actor waits for another's message in a step", gt=0),
+    ] = 60.0
+    pipeline_wait_s: Annotated[
+        float,
+        _setting("timeouts", "seconds a request waits for a pipeline before a 503", gt=0),
+    ] = 120.0
+    start_timeout_s: Annotated[
+        float,
+        _setting("timeouts", "seconds a pipeline gets to place, load and warm up", gt=0),
+    ] = 1800.0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        # YAML reads `port: yes` as true, which pydantic would take for 1.
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(info.field_name)].annotation is not bool
+        ):
+            raise ValueError(f"{str(value).lower()} is not a value for it")
+        return value
+
+    @property
+    def model_name(self) -> str:
+        """The name in `model` fields of requests and responses."""
+        return self.served_model_name or Path(self.model).resolve().name
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file: flat keys, or a Serve application file (its `args`, host and port).
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not YAML, not a mapping, or a Serve file without exactly one application.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            data = _mapping(yaml.safe_load(file), str(path))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if "applications" not in data:
+        return data
+    applications = data["applications"]
+    if not isinstance(applications, list) or len(applications) != 1:
+        raise ValueError(f"{path}: exactly one application is needed")
+    application = _mapping(applications[0], f"{path}: applications[0]")
+    settings = _mapping(application.get("args"), f"{path}: args")
+    for key, value in _mapping(data.get("http_options"), f"{path}: http_options").items():
+        if key in ("host", "port"):
+            settings.setdefault(key, value)
+    return settings
+
+
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    """`value` as settings; nothing at all is no settings."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a mapping of settings is needed")
+    if unnamed := [key for key in value if not isinstance(key, str)]:
+        raise ValueError(f"{where}: {unnamed[0]!r} is no name of a setting")
+    return value

@@ -1,0 +1,143 @@
+"""Grouped-query attention over the paged KV cache.
+
+Shape suffixes: T rows, B decoding sequences, D hidden, H query heads, G key-value heads,
+Q query heads per key-value head, d head dimension, S cached positions (padded).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from model.config import ModelConfig
+from model.kv_cache import KVCache
+from model.linear import Linear
+from model.rope import rotate
+from model.step_batch import PrefillChunk, StepBatch
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What every layer of one step shares: computed once, before the first layer."""
+
+    batch: StepBatch
+    cos_T1d: torch.Tensor
+    sin_T1d: torch.Tensor
+    decode_mask_B11S: torch.Tensor | None
+    prefill_masks: tuple[torch.Tensor | None, ...]  # [rows, S]; None: causal from position 0
+
+
+def decode_mask(
+    lengths_B: torch.Tensor, num_slots: int, window: int | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Additive mask [B, 1, 1, S] that lets each row see its own positions (and window) only."""
+    where_1S = torch.arange(num_slots, device=lengths_B.device).unsqueeze(0)
+    hidden_BS = where_1S >= lengths_B.unsqueeze(1)
+    if window is not None:
+        hidden_BS |= where_1S < (lengths_B - window).unsqueeze(1)
+    mask_BS = torch.zeros(hidden_BS.shape, dtype=dtype, device=lengths_B.device)
+    return mask_BS.masked_fill_(hidden_BS, float("-inf"))[:, None, None, :]
+
+
+def prefill_mask(
+    chunk: PrefillChunk, window: int | None, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """Additive mask [rows, S] for positions start.. of one sequence, None where plain causal."""
+    end = chunk.start + chunk.num_rows
+    if chunk.start == 0 and (window is None or end <= window):
+        return None
+    query_T1 = torch.arange(chunk.start, end, device=device).unsqueeze(1)
+    key_1S = torch.arange(end, device=device).unsqueeze(0)
+    hidden_TS = key_1S > query_T1
+    if window is not None:
+        hidden_TS |= key_1S <= query_T1 - window
+    mask_TS = torch.zeros(hidden_TS.shape, dtype=dtype, device=device)
+    return mask_TS.masked_fill_(hidden_TS, float("-inf"))
+
+
+class Attention:
+    """One layer's attention: q, k and v in one product, rotary, cache write, attend, project."""
+
+    __slots__ = ("_group", "_head_dim", "_heads", "_kv_heads", "_o", "_qkv")
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        q_OD: torch.Tensor,
+        k_OD: torch.Tensor,
+        v_OD: torch.Tensor,
+        o_DO: torch.Tensor,
+    ) -> None:
+        self._heads = config.num_heads
+        self._kv_heads = config.num_kv_heads
+        self._group = config.num_heads // config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._qkv = Linear(torch.cat((q_OD, k_OD, v_OD)))
+        self._o = Linear(o_DO)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights held."""
+        return self._qkv.num_bytes + self._o.num_bytes
+
+    def __call__(
+        self, layer: int, x_TD: torch.Tensor, context: StepContext, cache: KVCache
+    ) -> torch.Tensor:
+        """Return the layer's attention output, [T, D]; the rows' keys and values are cached."""
+        batch = context.batch
+        num_rows = x_TD.shape[0]
+        heads_THd = self._qkv(x_TD).view(num_rows, -1, self._head_dim)
+        turning = self._heads + self._kv_heads
+        turned_THd = rotate(heads_THd[:, :turning], context.cos_T1d, context.sin_T1d)
+        query_THd = turned_THd[:, : self._heads]
+        keys_TGd = turned_THd[:, self._heads :]
+        values_TGd = heads_THd[:, turning:]
+        cache.write(layer, batch.slots_T, keys_TGd, values_TGd)
+
+        parts = []
+        if batch.num_decodes:
+            parts.append(self._decode(layer, query_THd[: batch.num_decodes], context, cache))
+        for chunk, mask_TS in zip(batch.prefills, context.prefill_masks, strict=True):
+            rows = slice(chunk.row, chunk.row + chunk.num_rows)
+            if mask_TS is None:
+                keys, values = keys_TGd[rows], values_TGd[rows]
+            else:
+                cached_keys, cached_values = cache.gather(layer, chunk.blocks_1N)
+                end = chunk.start + chunk.num_rows
+                keys, values = cached_keys[0, :end], cached_values[0, :end]
+            parts.append(self._prefill(query_THd[rows], keys, values, mask_TS))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._o(out)
+
+    def _decode(
+        self, layer: int, query_BHd: torch.Tensor, context: StepContext, cache: KVCache
+    ) -> torch.Tensor:
+        keys_BSGd, values_BSGd = cache.gather(layer, context.batch.decode_blocks_BN)
+        num_sequences = query_BHd.shape[0]
+        # The heads that share a key-value head become its query rows: each key is read once.
+        out_BGQd = F.scaled_dot_product_attention(
+            query_BHd.reshape(num_sequences, self._kv_heads, self._group, self._head_dim),
+            keys_BSGd.transpose(1, 2),
+            values_BSGd.transpose(1, 2),
+            attn_mask=context.decode_mask_B11S,
+        )
+        return out_BGQd.reshape(num_sequences, -1)
+
+    def _prefill(
+        self,
+        query_THd: torch.Tensor,
+        keys_SGd: torch.Tensor,
+        values_SGd: torch.Tensor,
+        mask_TS: torch.Tensor | None,
+    ) -> torch.Tensor:
+        out_1HTd = F.scaled_dot_product_attention(
+            query_THd.transpose(0, 1).unsqueeze(0),
+            keys_SGd.transpose(0, 1).unsqueeze(0),
+            values_SGd.transpose(0, 1).unsqueeze(0),
+            attn_mask=mask_TS,
+            is_causal=mask_TS is None,
+            enable_gqa=self._group > 1,
+        )
+        return out_1HTd[0].transpose(0, 1).reshape(query_THd.shape[0], -1)

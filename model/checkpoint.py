@@ -1,0 +1,137 @@
+"""Reading a safetensors checkpoint directory tensor by tensor.
+
+A tensor's bytes go straight from the file into its own memory. The usual mapping of a whole file
+is avoided: it counts against the machine's memory, so that one file larger than memory cannot be
+opened at all, even by a process that wants a small share of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from model.config import ModelConfig
+from model.shards import CheckpointError, TensorEntry, read_header, read_shards
+from model.weights import HEAD_KEY, expected_shapes
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+OnRead = Callable[[int], None]  # is told the bytes of each tensor once it is read
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_COMPUTED_KEY = ".rotary_emb.inv_freq"  # a constant that old checkpoints carry along
+_MAX_LISTED = 10
+
+
+class Checkpoint:
+    """A directory with model.safetensors, or with its shards and index. Opening reads headers only.
+
+    Raises:
+        CheckpointError: no weights, a shard missing, truncated or damaged, or an index that
+            names a tensor its shard lacks.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        single, index = self.directory / SINGLE_FILE, self.directory / INDEX_FILE
+        if single.exists():
+            self.entries = read_header(single)
+            self._listing = single
+        elif index.exists():
+            self.entries = read_shards(index)
+            self._listing = index
+        else:
+            raise CheckpointError(f"{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE} here")
+
+    def verify(self, config: ModelConfig) -> None:
+        """Checks every name, shape and dtype against `config`, from the headers alone.
+
+        Raises:
+            CheckpointError: lists up to ten tensors that are missing, extra or not as expected.
+        """
+        expected = expected_shapes(config)
+        faults = []
+        for key, shape in expected.items():
+            entry = self.entries.get(key)
+            if entry is None:
+                faults.append(f"{self._listing}: {key}: expected shape {list(shape)}, missing")
+            elif entry.shape != shape:
+                faults.append(
+                    f"{entry.file}: {key}: expected shape {list(shape)}, found {list(entry.shape)}"
+                )
+            elif entry.dtype not in _DTYPES:
+                faults.append(_wrong_dtype(key, entry))
+        for key, entry in self.entries.items():
+            tolerated = key.endswith(_COMPUTED_KEY) or (
+                key == HEAD_KEY and config.tie_word_embeddings
+            )
+            if key not in expected and not tolerated:
+                faults.append(
+                    f"{entry.file}: {key}: not a tensor of this model, "
+                    f"found shape {list(entry.shape)}"
+                )
+        if faults:
+            listed = "\n  ".join(faults[:_MAX_LISTED])
+            more = f"\n  and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
+            raise CheckpointError(
+                f"{self.directory}: tensors that do not fit config.json: {len(faults)}"
+                f"\n  {listed}{more}"
+            )
+
+    def read(self, key: str, on_read: OnRead | None = None) -> torch.Tensor:
+        """One tensor in the dtype it is stored in: on the CPU, contiguous, in memory of its own.
+
+        Raises:
+            CheckpointError: no such tensor, not float32, bfloat16 or float16, or a file cut short.
+        """
+        entry = self._entry(key)
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(_wrong_dtype(key, entry))
+        data = torch.empty(entry.size_bytes, dtype=torch.uint8)
+        rest = data.numpy().data
+        try:
+            with entry.file.open("rb", buffering=0) as file:
+                file.seek(entry.offset_bytes)
+                while rest:
+                    count = file.readinto(rest)
+                    if not count:
+                        raise CheckpointError(f"{entry.file}: ends within {key}")
+                    rest = rest[count:]
+        except OSError as error:
+            raise CheckpointError(f"{entry.file}: {key} cannot be read: {error}") from error
+        if on_read is not None:
+            on_read(entry.size_bytes)
+        return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def read_each(
+        self, keys: Iterable[str], on_read: OnRead | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Reads one tensor after another, in the order they lie on disk: (key, tensor) pairs."""
+        for key in self.in_file_order(keys):
+            yield key, self.read(key, on_read)
+
+    def in_file_order(self, keys: Iterable[str]) -> list[str]:
+        """The same keys, sorted by file and position: reading them so is sequential I/O."""
+
+        def position(key: str) -> tuple[Path, int]:
+            entry = self._entry(key)
+            return entry.file, entry.offset_bytes
+
+        return sorted(keys, key=position)
+
+    def total_bytes(self, keys: Iterable[str]) -> int:
+        """Bytes on disk of these tensors together."""
+        return sum(self._entry(key).size_bytes for key in keys)
+
+    def _entry(self, key: str) -> TensorEntry:
+        try:
+            return self.entries[key]
+        except KeyError:
+            raise CheckpointError(f"{self._listing}: {key} is missing") from None
+
+
+def _wrong_dtype(key: str, entry: TensorEntry) -> str:
+    return f"{entry.file}: {key}: dtype is {entry.dtype}; one of {', '.join(_DTYPES)} is needed"

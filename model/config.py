@@ -1,0 +1,201 @@
+"""The shape of a Mixtral, read from a Hugging Face checkpoint's config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_MODEL_TYPE = "mixtral"
+_ARCHITECTURE = "MixtralForCausalLM"
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A checkpoint's configuration cannot be used; the text names file, key and value."""
+
+
+def _hf(key: str) -> Any:
+    """A size that config.json calls `key`, so that errors speak of the key in the file."""
+    return Field(validation_alias=key)
+
+
+class ModelConfig(BaseModel):
+    """Sizes and constants of one Mixtral. Keys of config.json that mean nothing here are ignored.
+
+    Built by keyword with the field names, or by `from_dir`. `sliding_window` None: full attention.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", allow_inf_nan=False,
+        validate_by_name=True, validate_by_alias=True,
+    )  # fmt: skip
+
+    hidden_size: Size
+    num_layers: Size = _hf("num_hidden_layers")
+    num_heads: Size = _hf("num_attention_heads")
+    num_kv_heads: Size = _hf("num_key_value_heads")
+    head_dim: Size
+    intermediate_size: Size
+    num_experts: Size = _hf("num_local_experts")  # in all, whoever serves them
+    top_k: Size = _hf("num_experts_per_tok")
+    vocab_size: Size
+    rms_norm_eps: float = Field(gt=0)
+    rope_theta: float = Field(gt=0)
+    sliding_window: Size | None = None
+    tie_word_embeddings: bool = False
+    max_position_embeddings: Size
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    bos_token_id: Annotated[int, Field(ge=0)]
+    eos_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(validation_alias="eos_token_id")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok ({self.top_k}) exceeds num_local_experts ({self.num_experts})"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_heads}) is not a multiple of "
+                f"num_key_value_heads ({self.num_kv_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim ({self.head_dim}) is odd: RoPE turns pairs")
+        if self.bos_token_id >= self.vocab_size:
+            raise ValueError(
+                f"bos_token_id ({self.bos_token_id}) is outside vocab_size ({self.vocab_size})"
+            )
+        for eos in self.eos_token_ids:
+            if eos >= self.vocab_size:
+                raise ValueError(f"eos_token_id ({eos}) is outside vocab_size ({self.vocab_size})")
+        return self
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> ModelConfig:
+        """Reads config.json as transformers 4 or 5 writes it, and generation_config.json's EOS ids.
+
+        A config.json without a dtype means float32. The EOS ids are those of config.json, then
+        those that only generation_config.json has.
+
+        Raises:
+            ConfigError: unreadable, not a Mixtral, or a key missing, mistyped or not supported.
+        """
+        file = Path(path) / "config.json"
+        raw = _read_object(file)
+        _refuse_unsupported(file, raw)
+        values = dict(raw)
+        values["rope_theta"] = _rope_theta(file, raw)
+        for key in ("dtype", "torch_dtype"):  # transformers 5, transformers 4
+            if raw.get(key) is not None:
+                values["dtype"] = raw[key]
+                break
+        else:
+            values["dtype"] = "float32"
+        values["eos_token_id"] = _eos_token_ids(file, raw)
+        if raw.get("head_dim") is None:
+            values["head_dim"] = _default_head_dim(file, raw)
+        try:
+            return cls.model_validate(values, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise ConfigError(_first_error(file, error)) from None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # malformed JSON or UTF-8
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: a JSON object is needed, found {type(data).__name__}")
+    return data
+
+
+def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
+    """Refuses what would load and then compute something else than the reference."""
+    if "model_type" not in raw:
+        raise ConfigError(f"{file}: model_type is missing")
+    for key, wanted in (("model_type", _MODEL_TYPE), ("hidden_act", "silu")):
+        if key in raw and raw[key] != wanted:
+            raise ConfigError(f"{file}: {key} is {raw[key]!r}; only {wanted!r} is supported")
+    architectures = raw.get("architectures")
+    if architectures is not None and architectures != [_ARCHITECTURE]:
+        raise ConfigError(
+            f"{file}: architectures is {architectures!r}; only [{_ARCHITECTURE!r}] is supported"
+        )
+    for key in ("attention_bias", "quantization_config"):
+        if raw.get(key):
+            raise ConfigError(f"{file}: {key} is {raw[key]!r}, which is not supported")
+
+
+def _rope_theta(file: Path, raw: dict[str, Any]) -> Any:
+    """The base of RoPE: beside the other keys (transformers 4) or in rope_parameters (5)."""
+    theta = raw.get("rope_theta")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = raw.get(key)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            raise ConfigError(f"{file}: {key} is {rope!r}; an object is needed")
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise ConfigError(
+                f"{file}: {key}.rope_type is {rope_type!r}; only 'default' is supported"
+            )
+        if rope.get("partial_rotary_factor", 1) != 1:
+            raise ConfigError(
+                f"{file}: {key}.partial_rotary_factor is {rope['partial_rotary_factor']!r}; "
+                "only 1 is supported"
+            )
+        theta = rope.get("rope_theta", theta)
+    if theta is None:
+        raise ConfigError(f"{file}: rope_theta is missing, and rope_parameters.rope_theta too")
+    return theta
+
+
+def _eos_token_ids(file: Path, raw: dict[str, Any]) -> tuple[Any, ...]:
+    """EOS ids of config.json and generation_config.json, each once; an absent key is no id."""
+    generation = file.with_name("generation_config.json")
+    found: dict[int, None] = {}
+    sources = [(file, raw)]
+    if generation.exists():
+        sources.append((generation, _read_object(generation)))
+    for source, values in sources:
+        value = values.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for eos in ids:
+            if type(eos) is not int:  # bool is an int to isinstance
+                raise ConfigError(
+                    f"{source}: eos_token_id is {value!r}; an integer or a list of them is needed"
+                )
+            found[eos] = None
+    return tuple(found)
+
+
+def _default_head_dim(file: Path, raw: dict[str, Any]) -> Any:
+    """Hidden size per head."""
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    if type(hidden) is not int or type(heads) is not int or heads < 1:
+        return 2  # any valid value: the error shown is then that of the two keys
+    if hidden % heads:
+        raise ConfigError(
+            f"{file}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), "
+            "and head_dim is not given"
+        )
+    return hidden // heads
+
+
+def _first_error(file: Path, error: ValidationError) -> str:
+    """One sentence from pydantic's list: file, key, value."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"{file}: {first['msg'].removeprefix('Value error, ')}"
+    key = first["loc"][0]
+    if first["type"] == "missing":
+        return f"{file}: {key} is missing"
+    return f"{file}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,98 @@
+"""Mixtral's layers over the rows of one step. Handed a LocalDispatcher it is the whole model.
+
+Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, K experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from model.attention import Attention, StepContext, decode_mask, prefill_mask
+from model.config import ModelConfig
+from model.dispatch import Dispatcher
+from model.expert_load import ExpertLoad
+from model.gate import Gate
+from model.kv_cache import KVCache
+from model.linear import Linear
+from model.norm import RMSNorm
+from model.rope import Rope
+from model.step_batch import StepBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """What an attention actor holds of one layer: everything but the experts."""
+
+    input_norm: RMSNorm
+    attention: Attention
+    moe_norm: RMSNorm
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """What an attention actor holds of the model."""
+
+    embedding_VD: torch.Tensor
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: Linear
+    num_bytes: int
+
+
+class Decoder:
+    """The stack of layers; its experts are wherever the dispatcher says."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        dispatcher: Dispatcher,
+        load: ExpertLoad,
+        rope: Rope,
+    ) -> None:
+        self._config = config
+        self._weights = weights
+        self._dispatcher = dispatcher
+        self._load = load
+        self._rope = rope
+
+    def forward(self, batch: StepBatch, cache: KVCache) -> torch.Tensor:
+        """Run one step; returns the logits of the sampled rows, [C, V], in the model's dtype.
+
+        Keys and values of all rows are in the cache afterwards.
+        """
+        x_TD = F.embedding(batch.token_ids_T, self._weights.embedding_VD)
+        context = self._context(batch, cache, x_TD.dtype)
+        for index, layer in enumerate(self._weights.layers):
+            x_TD = x_TD + layer.attention(index, layer.input_norm(x_TD), context, cache)
+            rows_TD = layer.moe_norm(x_TD)
+            ids_TK, weights_TK = layer.gate(rows_TD)
+            in_flight = self._dispatcher.dispatch(index, rows_TD, ids_TK, weights_TK)
+            self._load.record(index, ids_TK)
+            x_TD = x_TD + self._dispatcher.combine(in_flight)
+        self._load.finish_step(batch.num_rows)
+        sampled_CD = x_TD.index_select(0, batch.sample_rows_C)
+        return self._weights.head(self._weights.norm(sampled_CD))
+
+    def _context(self, batch: StepBatch, cache: KVCache, dtype: torch.dtype) -> StepContext:
+        cos_T1d, sin_T1d = self._rope.tables(batch.positions_T)
+        window = self._config.sliding_window
+        slots = batch.decode_blocks_BN.shape[1] * cache.block_size
+        return StepContext(
+            batch=batch,
+            cos_T1d=cos_T1d,
+            sin_T1d=sin_T1d,
+            decode_mask_B11S=(
+                decode_mask(batch.decode_lengths_B, slots, window, dtype)
+                if batch.num_decodes
+                else None
+            ),
+            prefill_masks=tuple(
+                prefill_mask(chunk, window, dtype, batch.token_ids_T.device)
+                for chunk in batch.prefills
+            ),
+        )

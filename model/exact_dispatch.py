@@ -1,0 +1,108 @@
+"""The exact dispatcher: only the rows a rank's experts need travel, in point-to-point messages.
+
+Attention side here, expert side in `expert_server.py`; both follow from the step header and
+from the count that each message carries, so no rank needs a collective.
+Shape suffixes: T rows, D hidden, K experts per token, N rows for one rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.distributed import Work
+
+from model.exchange import Exchange
+from model.placement import ExpertPlacement
+from model.row_message import RowMessage
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The rows that went to one rank, and where their sums will arrive."""
+
+    rows_N: torch.Tensor
+    sums_ND: torch.Tensor
+    arrival: Work
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchedRows:
+    """One layer's rows on their way: which went where, and the sends to wait for."""
+
+    x_TD: torch.Tensor
+    parts: list[_Part]
+    sends: list[Work]
+
+
+class ExactDispatcher:
+    """Attention side of the exact all-to-all; every expert rank gets one message per layer."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        placement: ExpertPlacement,
+        *,
+        max_rows: int,
+        hidden: int,
+        top_k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._exchange = exchange
+        self._ranks = list(exchange.ranks.expert)
+        self._messages = [RowMessage(max_rows, hidden, top_k, dtype, device) for _ in self._ranks]
+        self._sums = [
+            torch.empty(max_rows, hidden, dtype=dtype, device=device) for _ in self._ranks
+        ]
+        self._device = device
+        self.set_placement(placement)
+
+    def set_placement(self, placement: ExpertPlacement) -> None:
+        """Use another placement from the next dispatch on; call between steps only."""
+        self._holder_LE = np.array(
+            [[holders[0] for holders in experts] for experts in placement.ranks], np.int64
+        )
+
+    def dispatch(
+        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
+    ) -> DispatchedRows:
+        """Post the receives, then send each rank its rows. On GPU this waits for the gate."""
+        ids = ids_TK.cpu().numpy()
+        weights = weights_TK.cpu().numpy()
+        holder_TK = self._holder_LE[layer][ids]
+        sends: list[Work] = []
+        parts: list[_Part] = []
+        for index, rank in enumerate(self._ranks):
+            local_TK = holder_TK == rank
+            chosen = np.flatnonzero(local_TK.any(1))
+            count = len(chosen)
+            message = self._messages[index]
+            message.set_count(count)
+            if count:
+                rows_N = torch.from_numpy(chosen)
+                here_NK = local_TK[chosen]
+                message.ids(count).numpy()[:] = np.where(here_NK, ids[chosen], -1)
+                message.weights(count).numpy()[:] = np.where(here_NK, weights[chosen], 0.0)
+                rows_N = rows_N.to(self._device)
+                torch.index_select(x_TD, 0, rows_N, out=message.rows(count))
+                sums_ND = self._sums[index][:count]
+                parts.append(_Part(rows_N, sums_ND, self._exchange.receive_result(sums_ND, rank)))
+            if self._exchange.one_message:
+                sends.append(self._exchange.send_rows(message.whole(count), rank))
+            else:
+                sends.append(self._exchange.send_routing(message.routing(count), rank))
+                if count:
+                    sends.append(self._exchange.send_rows(message.rows(count), rank))
+        return DispatchedRows(x_TD, parts, sends)
+
+    def combine(self, in_flight: DispatchedRows) -> torch.Tensor:
+        """Wait for every rank's sums and add them up, in rank order."""
+        y_TD = torch.zeros_like(in_flight.x_TD)
+        for part in in_flight.parts:
+            part.arrival.wait()
+            y_TD.index_add_(0, part.rows_N, part.sums_ND)
+        for work in in_flight.sends:
+            work.wait()
+        return y_TD

@@ -1,0 +1,103 @@
+"""From a checkpoint to what one role holds. Each role reads its own tensors and no others.
+
+A weight is converted and packed as soon as it is read, so the peak is what the role keeps plus
+one matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from model.attention import Attention
+from model.checkpoint import Checkpoint, OnRead
+from model.config import ModelConfig
+from model.decoder import DecoderLayer, DecoderWeights
+from model.experts import Expert, ExpertShard
+from model.gate import Gate
+from model.linear import Linear
+from model.norm import RMSNorm
+from model.weights import EMBED_KEY, HEAD_KEY, NORM_KEY, attention_shapes, expert_keys, layer_prefix
+
+
+class _Reader:
+    """Reads one tensor at a time onto a device, in a dtype."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        on_read: OnRead | None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._device = device
+        self._on_read = on_read
+
+    def __call__(self, key: str) -> torch.Tensor:
+        tensor = self._checkpoint.read(key, self._on_read)
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+
+def load_decoder(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_read: OnRead | None = None,
+) -> DecoderWeights:
+    """Read what an attention actor holds: embedding, attention, norms, gates and head.
+
+    Raises:
+        CheckpointError: names the file and key at fault.
+    """
+    read = _Reader(checkpoint, dtype, device, on_read)
+    embedding_VD = read(EMBED_KEY)
+    layers = []
+    for layer in range(config.num_layers):
+        prefix = layer_prefix(layer)
+        q, k, v, o = (read(f"{prefix}.self_attn.{name}_proj.weight") for name in "qkvo")
+        layers.append(
+            DecoderLayer(
+                input_norm=RMSNorm(read(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps),
+                attention=Attention(config, q, k, v, o),
+                moe_norm=RMSNorm(
+                    read(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
+                ),
+                gate=Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k),
+            )
+        )
+    norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
+    head = Linear(embedding_VD if config.tie_word_embeddings else read(HEAD_KEY))
+    return DecoderWeights(
+        embedding_VD=embedding_VD,
+        layers=tuple(layers),
+        norm=norm,
+        head=head,
+        num_bytes=sum(math.prod(shape) for shape in attention_shapes(config).values())
+        * dtype.itemsize,
+    )
+
+
+def load_experts(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    held: Iterable[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    on_read: OnRead | None = None,
+) -> ExpertShard:
+    """Read the (layer, expert) pairs that one rank holds.
+
+    Raises:
+        CheckpointError: names the file and key at fault.
+    """
+    read = _Reader(checkpoint, dtype, device, on_read)
+    experts = {}
+    for layer, expert in held:
+        w1, w3, w2 = expert_keys(config, layer, expert)
+        experts[layer, expert] = Expert(read(w1), read(w3), read(w2))
+    return ExpertShard(experts)

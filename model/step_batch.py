@@ -1,0 +1,114 @@
+"""The rows of one step as the decoder reads them: decode rows first, then prefill chunks.
+
+Shape suffixes: T rows, B decoding sequences, N blocks, C sequences whose last row is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence that run in this step.
+
+    `block_ids` cover at least positions 0 .. start + len(token_ids) - 1.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_ids: Sequence[int]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Rows [row, row + num_rows) are positions [start, start + num_rows) of one sequence."""
+
+    row: int
+    num_rows: int
+    start: int
+    blocks_1N: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step's rows. Rows 0..B-1 decode one token each; `prefills` cover the others in order."""
+
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    slots_T: torch.Tensor
+    decode_blocks_BN: torch.Tensor
+    decode_lengths_B: torch.Tensor  # tokens to attend to, the row's own included
+    prefills: tuple[PrefillChunk, ...]
+    sample_rows_C: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the step."""
+        return self.token_ids_T.shape[0]
+
+    @property
+    def num_decodes(self) -> int:
+        """Rows that decode."""
+        return self.decode_lengths_B.shape[0]
+
+
+def build_batch(
+    decodes: Sequence[Chunk], prefills: Sequence[Chunk], block_size: int, device: torch.device
+) -> StepBatch:
+    """Lay out chunks as rows. Every decode chunk has exactly one token."""
+    num_decodes = len(decodes)
+    num_rows = num_decodes + sum(len(chunk.token_ids) for chunk in prefills)
+    token_ids = np.empty(num_rows, np.int64)
+    positions = np.empty(num_rows, np.int64)
+    slots = np.empty(num_rows, np.int64)
+    sample_rows = list(range(num_decodes))
+
+    if num_decodes:
+        token_ids[:num_decodes] = [chunk.token_ids[0] for chunk in decodes]
+        starts = np.fromiter((chunk.start for chunk in decodes), np.int64, num_decodes)
+        positions[:num_decodes] = starts
+        widths = starts // block_size + 1
+        width = int(widths.max())
+        blocks = np.zeros((num_decodes, width), np.int64)
+        for row, chunk in enumerate(decodes):
+            used = widths[row]
+            blocks[row, :used] = chunk.block_ids[:used]
+        last = blocks[np.arange(num_decodes), widths - 1]
+        slots[:num_decodes] = last * block_size + starts % block_size
+        lengths = starts + 1
+    else:
+        blocks = np.zeros((0, 0), np.int64)
+        lengths = np.zeros(0, np.int64)
+
+    laid_out = []
+    row = num_decodes
+    for chunk in prefills:
+        size = len(chunk.token_ids)
+        end = chunk.start + size
+        token_ids[row : row + size] = chunk.token_ids
+        where = np.arange(chunk.start, end)
+        positions[row : row + size] = where
+        table = np.asarray(chunk.block_ids[: -(-end // block_size)], np.int64)
+        slots[row : row + size] = table[where // block_size] * block_size + where % block_size
+        laid_out.append(
+            PrefillChunk(row, size, chunk.start, torch.from_numpy(table).unsqueeze(0).to(device))
+        )
+        row += size
+        if chunk.samples:
+            sample_rows.append(row - 1)
+
+    return StepBatch(
+        token_ids_T=torch.from_numpy(token_ids).to(device),
+        positions_T=torch.from_numpy(positions).to(device),
+        slots_T=torch.from_numpy(slots).to(device),
+        decode_blocks_BN=torch.from_numpy(blocks).to(device),
+        decode_lengths_B=torch.from_numpy(lengths).to(device),
+        prefills=tuple(laid_out),
+        sample_rows_C=torch.tensor(sample_rows, dtype=torch.int64, device=device),
+    )

@@ -1,0 +1,67 @@
+"""Which tensors a Mixtral checkpoint holds, and which of them each role owns.
+
+Shapes: V vocab, D hidden, F intermediate, E experts, H q heads * head_dim, K kv heads * head_dim.
+"""
+
+from __future__ import annotations
+
+from model.config import ModelConfig
+
+EMBED_KEY = "model.embed_tokens.weight"
+NORM_KEY = "model.norm.weight"
+HEAD_KEY = "lm_head.weight"
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint on disk and its shape; no lm_head where it is tied."""
+    shapes = attention_shapes(config)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    for layer in range(config.num_layers):
+        for expert in range(config.num_experts):
+            w1, w3, w2 = expert_keys(config, layer, expert)
+            shapes |= {w1: (inner, hidden), w3: (inner, hidden), w2: (hidden, inner)}
+    return shapes
+
+
+def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What an attention actor holds: embedding and head [V,D], norms [D], q k v o, gates [E,D]."""
+    hidden = config.hidden_size
+    q_width = config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {EMBED_KEY: (config.vocab_size, hidden)}
+    for layer in range(config.num_layers):
+        prefix = layer_prefix(layer)
+        shapes |= {
+            f"{prefix}.input_layernorm.weight": (hidden,),
+            f"{prefix}.self_attn.q_proj.weight": (q_width, hidden),
+            f"{prefix}.self_attn.k_proj.weight": (kv_width, hidden),
+            f"{prefix}.self_attn.v_proj.weight": (kv_width, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, q_width),
+            f"{prefix}.post_attention_layernorm.weight": (hidden,),
+            f"{prefix}.block_sparse_moe.gate.weight": (config.num_experts, hidden),
+        }
+    shapes[NORM_KEY] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes[HEAD_KEY] = (config.vocab_size, hidden)
+    return shapes
+
+
+def attention_keys(config: ModelConfig) -> list[str]:
+    """Names of everything an attention actor holds."""
+    return list(attention_shapes(config))
+
+
+def expert_keys(config: ModelConfig, layer: int, expert: int) -> tuple[str, str, str]:
+    """Names of one expert's w1 [F,D], w3 [F,D] and w2 [D,F], in that order."""
+    if not (0 <= layer < config.num_layers and 0 <= expert < config.num_experts):
+        raise ValueError(
+            f"no expert {expert} of layer {layer} in a model of {config.num_layers} layers "
+            f"with {config.num_experts} experts each"
+        )
+    prefix = f"{layer_prefix(layer)}.block_sparse_moe.experts.{expert}"
+    return f"{prefix}.w1.weight", f"{prefix}.w3.weight", f"{prefix}.w2.weight"
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of one layer's tensors begin with."""
+    return f"model.layers.{layer}"
