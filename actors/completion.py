@@ -1,0 +1,179 @@
+"""From token events to what clients see: text, whole characters only, cut at stop strings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from actors.completion_plan import Choice, CompletionPlan
+from actors.errors import InternalError, Unavailable
+from actors.messages import FinishReason, TokenEvent
+from actors.request_metrics import RequestMetrics
+from actors.serving_state import ServingState
+from model.detokenizer import IncrementalDetokenizer
+from model.sampling_params import TokenLogprobs
+from model.stop_strings import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one event adds to one choice.
+
+    `text` may be behind `token_ids`: half a character, or what may become a stop string, is held
+    back. The last delta of a choice, and only it, has a finish reason.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]  # one per token id, or empty
+    finish_reason: Literal["stop", "length"] | None
+
+
+async def deltas(
+    plan: CompletionPlan, state: ServingState, arrived_s: float
+) -> AsyncGenerator[Delta, None]:
+    """All choices' deltas as they come; closing it aborts what still runs.
+
+    `arrived_s` is on the clock of perf_counter. Raises an ApiError of the admission or the source.
+    """
+    with state.admitted(len(plan.choices)):
+        streams = [_choice_deltas(plan, choice, state, arrived_s) for choice in plan.choices]
+        merged = streams[0] if len(streams) == 1 else _merge(streams)
+        async with aclosing(merged):
+            async for delta in merged:
+                yield delta
+
+
+async def _choice_deltas(
+    plan: CompletionPlan, choice: Choice, state: ServingState, arrived_s: float
+) -> AsyncGenerator[Delta, None]:
+    text = _ChoiceText(plan, choice, state)
+    clock = _Clock(state.metrics, arrived_s)
+    state.metrics.accepted(len(choice.request.prompt_token_ids))
+    async with aclosing(state.source.generate(choice.request)) as events:
+        try:
+            async for event in events:
+                clock.tick(len(event.token_ids))
+                for delta in text.deltas(event):
+                    if delta.finish_reason is not None:
+                        clock.finish(delta.finish_reason)
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+        except (asyncio.CancelledError, GeneratorExit):
+            clock.finish("abort")
+            raise
+    raise InternalError("the token source ended without a finish reason")
+
+
+class _ChoiceText:
+    """One choice's events to deltas."""
+
+    def __init__(self, plan: CompletionPlan, choice: Choice, state: ServingState) -> None:
+        self._index = choice.index
+        self._lead = choice.echo
+        self._include_stop = plan.include_stop
+        self._detokenizer = IncrementalDetokenizer(
+            state.tokenizer, keep_leading_space=plan.continues_prompt
+        )
+        self._stops = StopStrings(plan.stop, include_stop=plan.include_stop) if plan.stop else None
+
+    def deltas(self, event: TokenEvent) -> Iterator[Delta]:
+        """One delta; with stop strings one per token, so that the cut is behind the right one."""
+        if event.finish_reason == "abort":
+            raise Unavailable("the request was aborted by the server before it was complete")
+        if self._stops is None:
+            yield self._delta(event.token_ids, event.logprobs or (), event, True)
+            return
+        last = len(event.token_ids) - 1
+        if last < 0:
+            yield self._delta((), (), event, True)
+        for i, token_id in enumerate(event.token_ids):
+            logprobs = event.logprobs[i : i + 1] if event.logprobs else ()
+            delta = self._delta((token_id,), logprobs, event, i == last)
+            yield delta
+            if delta.finish_reason is not None:
+                return
+
+    def _delta(
+        self,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...],
+        event: TokenEvent,
+        whole: bool,
+    ) -> Delta:
+        """`whole`: these are the event's last tokens, so its finish reason holds behind them."""
+        reason = event.finish_reason if whole else None
+        shown = token_ids
+        if reason == "stop" and event.stop_token_id is not None and not self._include_stop:
+            shown = token_ids[:-1]
+        text = self._detokenizer.push(shown)
+        if reason is not None:
+            text += self._detokenizer.finish()
+        hit = False
+        if self._stops is not None:
+            text, hit = self._stops.push(text)
+            if reason is not None and not hit:
+                text += self._stops.finish()
+        text, self._lead = self._lead + text, ""
+        assert reason != "abort", "refused in deltas()"
+        return Delta(self._index, text, token_ids, logprobs, "stop" if hit else reason)
+
+
+class _Clock:
+    """Measures one choice as its client sees it."""
+
+    def __init__(self, metrics: RequestMetrics, arrived_s: float) -> None:
+        self._metrics = metrics
+        self._arrived_s = arrived_s
+        self._last_s: float | None = None
+        self._finished = False
+
+    def tick(self, num_tokens: int) -> None:
+        """An event came."""
+        if num_tokens == 0:
+            return
+        now_s = perf_counter()
+        if self._last_s is None:
+            self._metrics.first_tokens(num_tokens, now_s - self._arrived_s)
+        else:
+            self._metrics.more_tokens(num_tokens, now_s - self._last_s)
+        self._last_s = now_s
+
+    def finish(self, reason: FinishReason) -> None:
+        """The choice ended; only the first end counts, what comes later is its clearing up."""
+        if not self._finished:
+            self._finished = True
+            self._metrics.finished(reason, perf_counter() - self._arrived_s)
+
+
+async def _merge(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """Deltas of all streams as they come. The first error ends all."""
+    ready: asyncio.Queue[Delta | asyncio.Task[None]] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[Delta, None]) -> None:
+        async with aclosing(stream):
+            async for delta in stream:
+                ready.put_nowait(delta)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    for task in tasks:
+        task.add_done_callback(ready.put_nowait)  # behind the stream's last delta
+    try:
+        running = len(tasks)
+        while running:
+            item = await ready.get()
+            if isinstance(item, Delta):
+                yield item
+            else:
+                item.result()
+                running -= 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,125 @@
+"""One attention rank's engine: schedule, run the decoder, sample, report. No Ray in here.
+
+The attention actor drives it; a benchmark or a test can drive it as well, in any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from actors.messages import GenerateRequest, TokenEvent
+from actors.scheduler import ScheduledChunk, Scheduler, StepPlan
+from model.decoder import Decoder
+from model.kv_cache import KVCache
+from model.sampler import SampleRow, sample
+from model.step_batch import Chunk, build_batch
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine holds and has done, at one moment."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float  # 0..1
+    num_preemptions: int
+    num_steps: int
+    num_rows: int
+
+
+class Engine:
+    """Runs the sequences of one attention rank; the experts are behind the decoder's dispatcher.
+
+    `plan_step`, then `run_step` with that plan: apart, so that ranks can agree on a step between.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, scheduler: Scheduler, device: torch.device
+    ) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._device = device
+        self.scheduler = scheduler
+        self._num_steps = 0
+        self._num_rows = 0
+
+    def add(self, request: GenerateRequest) -> list[TokenEvent]:
+        """Queue a request; returns its end at once if it had already reached it.
+
+        Raises:
+            ValueError: it can never run here.
+        """
+        return self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; its blocks are free after the step in flight at the latest."""
+        self.scheduler.abort(request_id)
+
+    def plan_step(self) -> StepPlan:
+        """Choose the rows of the next step; none if nothing can run."""
+        return self.scheduler.schedule()
+
+    @torch.inference_mode()
+    def run_step(self, plan: StepPlan) -> list[TokenEvent]:
+        """Run the planned rows and sample; returns the new tokens.
+
+        Raises:
+            RuntimeError: a rank that holds experts is gone.
+        """
+        batch = build_batch(
+            [_chunk(chunk) for chunk in plan.decodes],
+            [_chunk(chunk) for chunk in plan.prefills],
+            self._cache.block_size,
+            self._device,
+        )
+        logits_CV = self._decoder.forward(batch, self._cache)
+        rows = [_sample_row(chunk) for chunk in plan.sampling_chunks()]
+        sampled = sample(logits_CV, rows)
+        self._num_steps += 1
+        self._num_rows += plan.num_rows
+        return self.scheduler.finish_step(
+            plan, list(zip(sampled.token_ids, sampled.logprobs, strict=True))
+        )
+
+    def run(self, requests: list[GenerateRequest], on_event: Callable[[TokenEvent], None]) -> None:
+        """Run requests to their end in this thread: offline use with a local dispatcher."""
+        for request in requests:
+            for event in self.add(request):
+                on_event(event)
+        while self.scheduler.has_work:
+            for event in self.run_step(self.plan_step()):
+                on_event(event)
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics."""
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            kv_cache_usage=self.scheduler.pool.usage,
+            num_preemptions=self.scheduler.num_preemptions_total,
+            num_steps=self._num_steps,
+            num_rows=self._num_rows,
+        )
+
+
+def _chunk(chunk: ScheduledChunk) -> Chunk:
+    sequence = chunk.sequence
+    return Chunk(
+        sequence.token_ids[chunk.start : chunk.start + chunk.num_tokens],
+        chunk.start,
+        sequence.block_ids,
+        chunk.samples,
+    )
+
+
+def _sample_row(chunk: ScheduledChunk) -> SampleRow:
+    sequence = chunk.sequence
+    return SampleRow(
+        sequence.request.params,
+        len(sequence.token_ids),
+        sequence.request.prompt_token_ids,
+        sequence.output_token_ids,
+    )

@@ -1,0 +1,95 @@
+"""Putting an engine together from a plan, the weights and a dispatcher; with or without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from actors.engine import Engine
+from actors.model_plan import ModelPlan
+from actors.scheduler import Scheduler
+from model.block_pool import BlockPool
+from model.checkpoint import Checkpoint, OnRead
+from model.decoder import Decoder, DecoderWeights
+from model.dispatch import Dispatcher, LocalDispatcher
+from model.exact_dispatch import ExactDispatcher
+from model.exchange import Exchange
+from model.expert_load import ExpertLoad
+from model.expert_server import ExpertServer
+from model.experts import ExpertShard
+from model.kv_cache import KVCache
+from model.loading import load_decoder, load_experts
+from model.placement import ExpertPlacement
+from model.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine, and the load counters that its decoder fills."""
+
+    engine: Engine
+    load: ExpertLoad
+
+
+def all_experts(plan: ModelPlan) -> list[tuple[int, int]]:
+    """Every (layer, expert) of the model."""
+    return [(i, e) for i in range(plan.model.num_layers) for e in range(plan.model.num_experts)]
+
+
+def build_engine(
+    plan: ModelPlan, weights: DecoderWeights, dispatcher: Dispatcher, device: torch.device
+) -> BuiltEngine:
+    """Allocate the KV cache and counters and join them to the decoder and the scheduler."""
+    model, limits, dtype = plan.model, plan.limits, plan.torch_dtype
+    num_blocks = plan.num_blocks(device)
+    # The scheduler first: it refuses a cache too small before memory is taken for it.
+    scheduler = Scheduler(limits, BlockPool(num_blocks))
+    cache = KVCache(model, num_blocks, limits.block_size, dtype, device)
+    load = ExpertLoad(
+        model.num_layers, model.num_experts, model.top_k, limits.max_num_batched_tokens, device
+    )
+    rope = Rope(model.head_dim, model.rope_theta, limits.max_model_len, dtype, device)
+    decoder = Decoder(model, weights, dispatcher, load, rope)
+    return BuiltEngine(Engine(decoder, cache, scheduler, device), load)
+
+
+def colocated_engine(
+    plan: ModelPlan, device: torch.device, on_read: OnRead | None = None
+) -> BuiltEngine:
+    """Read the whole model into this process and build its engine: topology (1, 0)."""
+    checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
+    weights = load_decoder(checkpoint, plan.model, dtype, device, on_read)
+    shard = load_experts(checkpoint, plan.model, all_experts(plan), dtype, device, on_read)
+    return build_engine(plan, weights, LocalDispatcher(shard), device)
+
+
+def exact_dispatcher(
+    plan: ModelPlan, exchange: Exchange, placement: ExpertPlacement, device: torch.device
+) -> ExactDispatcher:
+    """The attention side of the exact dispatcher, sized for the plan's steps."""
+    return ExactDispatcher(
+        exchange,
+        placement,
+        max_rows=plan.limits.max_num_batched_tokens,
+        hidden=plan.model.hidden_size,
+        top_k=plan.model.top_k,
+        dtype=plan.torch_dtype,
+        device=device,
+    )
+
+
+def expert_server(
+    plan: ModelPlan, exchange: Exchange, shard: ExpertShard, device: torch.device
+) -> ExpertServer:
+    """The expert side of the exact dispatcher, sized for the plan's steps."""
+    return ExpertServer(
+        exchange,
+        shard,
+        num_layers=plan.model.num_layers,
+        max_rows=plan.limits.max_num_batched_tokens,
+        hidden=plan.model.hidden_size,
+        top_k=plan.model.top_k,
+        dtype=plan.torch_dtype,
+        device=device,
+    )

@@ -1,0 +1,72 @@
+"""The ingress: speaks HTTP, tokenizes, streams. Holds no weights. A Serve replica."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from actors.http_api import create_api
+from actors.pipeline_client import PipelineClient
+from actors.request_metrics import RequestMetrics
+from actors.router import Router
+from actors.serving_state import ServingState
+from actors.spawn import namespace_of
+from configs.schema import WindroseConfig
+from model.tokenizer import Tokenizer
+
+_DRAIN_POLL_S = 0.05
+_LAST_BYTES_S = 0.25
+
+
+@serve.ingress()
+class Ingress:
+    """What one HTTP replica holds; Serve asks it for the app once it is constructed."""
+
+    def __init__(
+        self,
+        config: WindroseConfig,
+        router: DeploymentHandle[Router],
+        max_model_len: int,
+        vocab_size: int,
+    ) -> None:
+        context = serve.get_replica_context()
+        ingress_id = uuid.uuid4().hex
+        source = PipelineClient(
+            router,
+            namespace_of(context.app_name),
+            ingress_id,
+            config.model_name,
+            config.pipeline_wait_s,
+        )
+        self._state = ServingState(
+            model_name=config.model_name,
+            tokenizer=Tokenizer.from_dir(config.model),
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            source=source,
+            metrics=RequestMetrics(config.model_name),
+            started_s=int(time.time()),
+            version=version("windrose"),
+            ingress_id=ingress_id,
+            max_queued_requests=config.max_queued_requests,
+        )
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests and wait for the accepted ones; returns how many did not finish."""
+        self._state.draining = True
+        deadline_s = time.monotonic() + timeout_s
+        while self._state.num_in_flight and time.monotonic() < deadline_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+        # The last bytes of the last answer are still on their way through the proxy.
+        await asyncio.sleep(_LAST_BYTES_S)
+        return self._state.num_in_flight
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        # Serve's own middleware already answers with X-Request-Id.
+        return create_api(self._state, request_id_header=False)

@@ -1,0 +1,44 @@
+"""Every value that crosses between actors. Plain data: no handles, no tensors, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.sampling_params import SamplingParams, TokenLogprobs
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Ingress to router to attention actor: one sequence to continue.
+
+    `output_token_ids` are tokens the client already has: empty at first, filled when the
+    request is submitted again after an attention actor died. Sampling goes on behind them.
+    """
+
+    request_id: str
+    ingress_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    output_token_ids: tuple[int, ...] = ()
+    arrival_s: float = 0.0  # time.time() at the ingress
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Attention actor to ingress: the next tokens of one request, and its end if it ended.
+
+    `logprobs` has one entry per token where the request asked for them, else is None.
+    `stop_token_id` is the id that ended the sequence with "stop" (it is in `token_ids`, last).
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+
+StepEvents = list[TokenEvent]  # one message: everything one step made for one ingress

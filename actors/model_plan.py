@@ -1,0 +1,123 @@
+"""What every actor of a pipeline must agree on, worked out once from config and checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from actors.scheduler import SchedulerLimits
+from configs.schema import WindroseConfig
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.exchange import Ranks
+from model.kv_cache import block_bytes
+
+_DEFAULT_CPU_CACHE_BYTES = 1 << 30
+_DEFAULT_GPU_CACHE_SHARE = 0.8  # of what the weights leave of the GPU
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """Sizes and types of one pipeline; plain data, so it can cross to any actor."""
+
+    model_dir: str
+    model: ModelConfig
+    dtype: str
+    device: str  # "cpu" or "cuda"
+    limits: SchedulerLimits
+    kv_cache_bytes: int | None  # None: decided on the GPU, from what is free
+    num_attention: int
+    num_expert: int
+    threads: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The compute dtype as torch names it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def ranks(self, own: int) -> Ranks:
+        """The rank table as the actor of rank `own` sees it."""
+        return Ranks(self.num_attention, self.num_expert, own)
+
+    def num_blocks(self, device: torch.device) -> int:
+        """KV blocks of one attention actor: what the cache holds, but no more than it can use."""
+        limits = self.limits
+        cache_bytes = self.kv_cache_bytes
+        if cache_bytes is None:
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+            cache_bytes = int(free_bytes * _DEFAULT_GPU_CACHE_SHARE)
+        per_block = block_bytes(self.model, limits.block_size, self.torch_dtype)
+        usable = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        return min(cache_bytes // per_block, usable)
+
+
+def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
+    """Read the checkpoint's config, check its tensors' names and shapes, and fix all sizes.
+
+    Raises:
+        ValueError: the checkpoint or the settings cannot be served; names the file and key, or
+            the setting.
+    """
+    model = ModelConfig.from_dir(config.model)
+    Checkpoint(config.model).verify(model)
+    if config.expert_actors > model.num_experts:
+        raise ValueError(
+            f"expert_actors is {config.expert_actors}, but the model has only "
+            f"{model.num_experts} experts a layer"
+        )
+    dtype = model.dtype if config.dtype == "auto" else config.dtype
+    cache_bytes = config.kv_cache_memory_bytes
+    if cache_bytes is None and device == "cpu":
+        cache_bytes = _DEFAULT_CPU_CACHE_BYTES
+    limits = SchedulerLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=_max_model_len(config, model, dtype, cache_bytes),
+        block_size=config.block_size,
+        eos_token_ids=model.eos_token_ids,
+    )
+    num_ranks = config.attention_actors + config.expert_actors
+    return ModelPlan(
+        model_dir=config.model,
+        model=model,
+        dtype=dtype,
+        device=device,
+        limits=limits,
+        kv_cache_bytes=cache_bytes,
+        num_attention=config.attention_actors,
+        num_expert=config.expert_actors,
+        threads=config.threads_per_actor or max(1, (os.cpu_count() or 1) // num_ranks),
+    )
+
+
+def _max_model_len(
+    config: WindroseConfig, model: ModelConfig, dtype: str, cache_bytes: int | None
+) -> int:
+    """The context length: as asked, else the model's own or what the cache holds of it."""
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ValueError(f"max_model_len is {config.max_model_len}; the model knows {longest}")
+    if cache_bytes is None:
+        return config.max_model_len or longest
+    per_block = block_bytes(model, config.block_size, getattr(torch, dtype))
+    capacity = cache_bytes // per_block * config.block_size
+    wanted = config.max_model_len or min(longest, capacity)
+    if wanted > capacity or wanted < 1:
+        raise ValueError(
+            f"kv_cache_memory_bytes ({cache_bytes}) holds {capacity} tokens of this model, fewer "
+            f"than max_model_len ({wanted}): raise the one or lower the other"
+        )
+    if wanted < longest and config.max_model_len is None:
+        logger.warning(
+            "max_model_len is %d, not the model's %d: the KV cache holds no more; "
+            "--kv-cache-memory-bytes makes room",
+            wanted,
+            longest,
+        )
+    return wanted

@@ -1,0 +1,90 @@
+"""One sequence under way, and the rows of it that a step runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.messages import FinishReason, GenerateRequest
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """A request on its way: its tokens, and how far the KV cache holds them.
+
+    `token_ids` is prompt + outputs, `output_token_ids` the outputs alone (those of an earlier
+    submission included); both are live lists to read, changed by the scheduler only.
+    """
+
+    request: GenerateRequest
+    request_id: str
+    arrival: int  # rank in order of arrival at this scheduler
+    max_len: int  # the length of token_ids that ends it
+    eos_ids: frozenset[int]  # empty where the request ignores EOS
+    stop_ids: frozenset[int]  # eos_ids and the request's stop tokens
+    num_prompt_tokens: int
+    token_ids: list[int]
+    output_token_ids: list[int]
+    num_computed: int = 0  # leading tokens whose KV is valid
+    block_ids: list[int] = field(default_factory=list)
+    decoding: bool = False  # past prefill: exactly the last token is not computed yet
+    ended: bool = False  # finished, or aborted while its chunk is in flight
+    num_preemptions: int = 0
+
+    @classmethod
+    def of(
+        cls, request: GenerateRequest, arrival: int, eos_ids: frozenset[int], max_model_len: int
+    ) -> RunningSequence:
+        """With nothing computed yet. ValueError if the prompt is empty or leaves no room."""
+        params, prompt = request.params, request.prompt_token_ids
+        if not 0 < len(prompt) < max_model_len:
+            raise ValueError(
+                f"request {request.request_id}: a prompt of {len(prompt)} tokens; "
+                f"from 1 to {max_model_len - 1} fit max_model_len {max_model_len}"
+            )
+        eos_ids = frozenset() if params.ignore_eos else eos_ids
+        return cls(
+            request=request,
+            request_id=request.request_id,
+            arrival=arrival,
+            max_len=min(len(prompt) + params.max_tokens, max_model_len),
+            eos_ids=eos_ids,
+            stop_ids=eos_ids.union(params.stop_token_ids),
+            num_prompt_tokens=len(prompt),
+            token_ids=[*prompt, *request.output_token_ids],
+            output_token_ids=list(request.output_token_ids),
+        )
+
+    def end(self) -> tuple[FinishReason | None, int | None]:
+        """Why the last output ends the sequence, if it does, and the stop token (None for EOS)."""
+        if self.output_token_ids:
+            last = self.output_token_ids[-1]
+            if last in self.stop_ids:
+                return "stop", None if last in self.eos_ids else last
+        return ("length" if len(self.token_ids) >= self.max_len else None), None
+
+
+@dataclass(slots=True)
+class ScheduledChunk:
+    """Rows start .. start + num_tokens - 1 of one sequence, all with blocks."""
+
+    sequence: RunningSequence
+    start: int
+    num_tokens: int
+    samples: bool  # the last row's logits give the next token
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """The rows of one step, decodes first. True if there are any."""
+
+    decodes: list[ScheduledChunk]  # one row each, of sequences past prefill
+    prefills: list[ScheduledChunk]
+    num_rows: int
+    preempted: list[str]  # request ids that gave back their blocks
+
+    def __bool__(self) -> bool:
+        return self.num_rows > 0
+
+    def sampling_chunks(self) -> list[ScheduledChunk]:
+        """The chunks that sample, in the order in which finish_step takes their tokens."""
+        return self.decodes + [chunk for chunk in self.prefills if chunk.samples]

@@ -1,0 +1,129 @@
+"""The persistent loop of an attention rank: take requests in, agree on a step, run it, report.
+
+One thread runs it; other threads only call `submit`, `abort`, `wake` and `stop`. The attention
+ranks of a pipeline go in lockstep, so that the experts' weights are read once for all their
+rows: before each step every one tells all ranks how many rows it brings.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from actors.engine import Engine
+from actors.messages import GenerateRequest, StepEvents, TokenEvent
+from model.exchange import Exchange
+
+_HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
+
+logger = logging.getLogger(__name__)
+
+Emit = Callable[[str, StepEvents], None]
+
+
+class StepLoop:
+    """Drives an engine. `exchange` is None where the experts are in this process.
+
+    `emit(ingress_id, events)` is called from the loop's thread, once per step and ingress.
+    """
+
+    def __init__(self, engine: Engine, exchange: Exchange | None, emit: Emit) -> None:
+        self._engine = engine
+        self._exchange = exchange
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[GenerateRequest | str] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._ingress_of: dict[str, str] = {}
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> None:
+        """Hand in requests for the next step; any thread."""
+        for request in requests:
+            self._inbox.put(request)
+        self._wake.set()
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests before the next step; unknown ones are ignored. Any thread."""
+        for request_id in request_ids:
+            self._inbox.put(request_id)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Join the next step even without work of one's own; any thread."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the loop at the next step boundary, and with it every rank's; any thread."""
+        self._stop.set()
+        self._wake.set()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests handed in and not ended, as far as the loop has seen them."""
+        return len(self._ingress_of) + self._inbox.qsize()
+
+    def run(self) -> None:
+        """Loop until told to stop.
+
+        Raises:
+            RuntimeError: a peer is gone.
+        """
+        engine, exchange = self._engine, self._exchange
+        while True:
+            self._take_in()
+            stopping = self._stop.is_set()
+            plan = engine.plan_step()
+            if exchange is None:
+                if stopping:
+                    return
+                if not plan:
+                    self._rest(None)
+                    continue
+            else:
+                headers = exchange.open_step(plan.num_rows, 1, stop=stopping)
+                if any(header.stop for header in headers):
+                    return
+                if not any(header.num_rows for header in headers):
+                    self._rest(_HEARTBEAT_S)
+                    continue
+            if plan:
+                self._report(engine.run_step(plan))
+
+    def _rest(self, timeout_s: float | None) -> None:
+        self._wake.wait(timeout_s)
+        self._wake.clear()
+
+    def _take_in(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, str):
+                self._engine.abort(item)
+                self._ingress_of.pop(item, None)
+            else:
+                self._ingress_of[item.request_id] = item.ingress_id
+                self._report(self._add(item))
+
+    def _add(self, request: GenerateRequest) -> list[TokenEvent]:
+        try:
+            return self._engine.add(request)
+        except ValueError:
+            # The ingress checks requests; one that slips through must not end everybody's step.
+            logger.exception("request %s cannot run here", request.request_id)
+            return [TokenEvent(request.request_id, (), None, "abort")]
+
+    def _report(self, events: Sequence[TokenEvent]) -> None:
+        by_ingress: dict[str, StepEvents] = {}
+        for event in events:
+            ingress_id = self._ingress_of.get(event.request_id)
+            if ingress_id is None:
+                continue
+            by_ingress.setdefault(ingress_id, []).append(event)
+            if event.finish_reason is not None:
+                del self._ingress_of[event.request_id]
+        for ingress_id, batch in by_ingress.items():
+            self._emit(ingress_id, batch)

@@ -1,0 +1,32 @@
+"""The seam between the HTTP surface and whatever makes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from actors.messages import GenerateRequest, TokenEvent
+
+
+class TokenSource(Protocol):
+    """Turns requests into tokens. The HTTP surface knows nothing else of the running system."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's events in order; the last one, and only it, has a finish reason.
+
+        Closing or cancelling the generator before that aborts the sequence. Raises an ApiError,
+        before the first event if nothing can take the request (Overloaded, Unavailable).
+        """
+        ...
+
+    async def experts(self) -> dict[str, object]:
+        """Who serves which expert and how loaded each is: the JSON of GET /v1/experts."""
+        ...
+
+    async def engine_metrics(self) -> str:
+        """Prometheus text of the actors' own metrics; no name of actors/request_metrics.py."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether requests can be served now. Asked by health probes only, never per request."""
+        ...

@@ -1,0 +1,102 @@
+"""Bringing Ray up on this machine and down again without a trace."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+
+import psutil
+
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+_GONE_TIMEOUT_S = 10.0
+_OBJECT_STORE_BYTES = 256 << 20  # requests and tokens; weights and rows never go through it
+
+logger = logging.getLogger(__name__)
+
+
+def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str, str]:
+    """Ray and Serve settings of a cluster of our own; what the user has set wins.
+
+    HAProxy and Serve use fixed ports and paths by default, so that a second server on the
+    machine would collide with the first; here each gets its own.
+    """
+    free = _free_ports(5)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(runtime_dir / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(runtime_dir / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free[0]),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free[1]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free[2]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free[3]),
+        # Only this process stops the server, after it has drained it: nothing else to wait for.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+        "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": str(max(1.0, shutdown_timeout_s)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class LocalRay:
+    """A Ray cluster of one node, owned by this process."""
+
+    def __init__(self, num_cpus: float, shutdown_timeout_s: float) -> None:
+        """Prepare the environment: before any import of Ray, which reads it then."""
+        self._num_cpus = num_cpus
+        # Paths of Unix sockets must be short (97 bytes for HAProxy's); most of one is a node id.
+        self._runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
+        for key, value in serve_environment(self._runtime_dir, shutdown_timeout_s).items():
+            os.environ.setdefault(key, value)
+        # What Ray leaves behind when it is killed becomes our child, not init's.
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+    def start(self) -> None:
+        """Start the node and connect to it."""
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(self._num_cpus),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(self._runtime_dir / "ray"),
+        )
+
+    def stop(self) -> None:
+        """End the node and everything it started; removes its files."""
+        import ray
+
+        ray.shutdown()
+        end_descendants()
+        shutil.rmtree(self._runtime_dir, ignore_errors=True)
+
+
+def end_descendants() -> None:
+    """Kill what this process still has below it, and wait until all of it is gone."""
+    left = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(left, timeout=1.0)
+    for process in alive:
+        logger.info("killing %s (pid %d)", process.name(), process.pid)
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=_GONE_TIMEOUT_S)

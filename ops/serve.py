@@ -1,0 +1,178 @@
+"""`windrose serve`: start, say where to talk to it, wait for a signal, drain, leave no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from cluster.local_ray import LocalRay
+from cluster.placement import cpus_needed
+from configs.schema import WindroseConfig
+
+_PORT_TAKEN_EXIT = 1
+_SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
+
+
+class _Stop(BaseException):
+    """A signal asked this process to end."""
+
+
+def serve(config: WindroseConfig) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit status.
+
+    Joins the Ray cluster that RAY_ADDRESS names; starts one of its own otherwise.
+    """
+    console = Console(stderr=True)
+    if not _port_is_free(config):
+        console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
+        return _PORT_TAKEN_EXIT
+    signals = _Signals()
+    address = os.environ.get("RAY_ADDRESS")
+    own = None
+    try:
+        if address:
+            _join(address)
+        else:
+            own = LocalRay(cpus_needed(config) + _SERVE_CPUS, config.shutdown_timeout_s)
+            console.print("windrose: starting Ray on this machine")
+            own.start()
+        signals.install()  # after Ray, which installs its own
+        return _run(config, console, signals, own_cluster=own is not None)
+    except _Stop:
+        return 0
+    finally:
+        signals.ignore()
+        if own is not None:
+            own.stop()
+
+
+def _run(config: WindroseConfig, console: Console, signals: _Signals, *, own_cluster: bool) -> int:
+    # Imported only now: Ray Serve reads its settings from the environment at import.
+    from ray import serve as ray_serve
+
+    from cluster import launch
+
+    try:
+        console.print(
+            f"windrose: starting {config.model_name} on {config.attention_actors} attention and "
+            f"{config.expert_actors} expert actors"
+        )
+        launch.deploy(config)
+        _show_start(config, console)
+        _announce(config, launch.local_url(config))
+        signals.wait()
+    except (ValueError, TimeoutError, launch.DeployError) as error:
+        console.print(f"windrose: {error}", markup=False, highlight=False)
+        return 1
+    except _Stop:
+        console.print("windrose: finishing what was accepted; once more to stop at once")
+        _drain(config, console)
+    finally:
+        signals.ignore()
+        if own_cluster:
+            ray_serve.shutdown()
+        else:
+            launch.undeploy()
+    return 0
+
+
+def _drain(config: WindroseConfig, console: Console) -> None:
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from cluster import launch
+
+    try:
+        unfinished = launch.drain(config.shutdown_timeout_s)
+        if unfinished:
+            console.print(f"windrose: {unfinished} requests did not finish in time")
+    except _Stop:
+        console.print("windrose: stopping at once")
+    except (RayError, RayServeException, TimeoutError) as error:
+        console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+
+
+def _port_is_free(config: WindroseConfig) -> bool:
+    try:
+        socket.create_server((config.host, config.port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _show_start(config: WindroseConfig, console: Console) -> None:
+    """Draw one bar per actor while weights are read; plain lines where there is no terminal."""
+    from cluster import launch
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[tuple[str, int], TaskID] = {}
+    with bars:
+        for starting in launch.watch_start(config):
+            for actor in starting.actors:
+                key = (actor.identity.pipeline, actor.identity.rank)
+                if key not in tasks:
+                    name = f"{actor.identity.role} {actor.identity.rank}"
+                    tasks[key] = bars.add_task(name, total=None)
+                bars.update(
+                    tasks[key],
+                    completed=actor.read_bytes,
+                    total=actor.weights_on_disk_bytes or None,
+                )
+
+
+def _announce(config: WindroseConfig, url: str) -> None:
+    body = {
+        "model": config.model_name,
+        "messages": [{"role": "user", "content": "What is Windrose?"}],
+        "max_tokens": 60,
+    }
+    call = (
+        f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(json.dumps(body))}"
+    )
+    print(f"Windrose serves {config.model_name} at {url}\nTry:  {call}", flush=True)
+
+
+class _Signals:
+    """SIGINT and SIGTERM, from Ray's start to the end of the process."""
+
+    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+    def install(self) -> None:
+        """From now on a signal raises _Stop in the main thread."""
+        for number in self._CAUGHT:
+            signal.signal(number, self._raise)
+
+    def ignore(self) -> None:
+        """Let nothing interrupt the end."""
+        for number in self._CAUGHT:
+            signal.signal(number, signal.SIG_IGN)
+
+    def wait(self) -> None:
+        """Sleep until a signal raises."""
+        while True:
+            signal.pause()
+
+    @staticmethod
+    def _raise(_number: int, _frame: FrameType | None) -> None:
+        raise _Stop
