@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import tracemalloc
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from actors.errors import BodyTooLarge
+from actors.http_transport import MAX_BODY_BYTES, read_body, unless_disconnected
+from actors.messages import GenerateRequest, TokenEvent
+from tests.actors.http_serving import Step, chat_body, make_state, serving, source_of
+
+PARSERS = ["h11", "httptools"]
+
+
+def connect(http: httpx.Client) -> socket.socket:
+    connection = socket.create_connection((http.base_url.host, http.base_url.port or 0))
+    connection.settimeout(10)
+    return connection
+
+
+def raw_post(body: bytes) -> bytes:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def never_ends(request: GenerateRequest) -> list[Step]:
+    return [TokenEvent(request.request_id, (22557,)), None]
+
+
+def never_starts(request: GenerateRequest) -> list[Step]:
+    return [None]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choices", [1, 3])
+@pytest.mark.parametrize("script", [never_ends, never_starts])
+def test_a_client_that_leaves_aborts_its_sequences(
+    parser: str, stream: bool, choices: int, script: object
+) -> None:
+    state = make_state(never_ends if script is never_ends else never_starts)
+    source = source_of(state)
+    with serving(state, parser) as http:
+        connection = connect(http)
+        connection.sendall(raw_post(json.dumps(chat_body(stream=stream, n=choices)).encode()))
+        assert source.waiting.wait(10)
+        assert state.num_in_flight == choices
+        # Linger 0: the close is a reset, as when the client's process is killed.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        assert all(source.closings.acquire(timeout=10) for _ in range(choices))
+        text = http.get("/metrics").text
+    assert sorted(source.closed) == sorted(request.request_id for request in source.requests)
+    assert len(source.closed) == choices
+    assert f'finished_reason="abort",model_name="mixtral-test"}} {choices}.0' in text
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_ten_megabyte_body_is_refused(parser: str, chunked: bool) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(160):
+            yield b"x" * 65536
+
+    state = make_state()
+    with serving(state, parser) as http:
+        content = chunks() if chunked else b"x" * (160 * 65536)
+        answer = http.post("/v1/chat/completions", content=content)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+        assert http.post("/v1/chat/completions", json=chat_body()).status_code == 200
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_client_that_sends_it_all_before_reading_sees_the_refusal(parser: str) -> None:
+    with serving(make_state(), parser) as http, connect(http) as connection:
+        connection.sendall(raw_post(b"x" * 10_000_000))
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_a_client_that_asks_first_is_refused_before_it_sends(parser: str) -> None:
+    head = raw_post(b"x" * 10_000_000)[:-10_000_004] + b"\r\nExpect: 100-continue\r\n\r\n"
+    with serving(make_state(), parser) as http, connect(http) as connection:
+        connection.sendall(head)
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_body_without_end_is_not_kept_and_not_read_forever() -> None:
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": block, "more_body": True}
+
+    async def read(headers: list[tuple[bytes, bytes]]) -> None:
+        await read_body(Request({"type": "http", "headers": headers}, receive))
+
+    block = bytes(2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLarge):
+            asyncio.run(read([]))
+        assert tracemalloc.get_traced_memory()[1] < 2 * MAX_BODY_BYTES
+    finally:
+        tracemalloc.stop()
+    assert received == 65
+    with pytest.raises(BodyTooLarge):
+        asyncio.run(read([(b"content-length", b"10000000000")]))
+    assert received == 65
+
+
+def test_a_body_of_exactly_the_limit_is_read() -> None:
+    content = json.dumps(chat_body(metadata="")).encode()
+    padded = json.dumps(chat_body(metadata="x" * (MAX_BODY_BYTES - len(content)))).encode()
+    assert len(padded) == MAX_BODY_BYTES
+    with serving(make_state()) as http:
+        assert http.post("/v1/chat/completions", content=padded).status_code == 200
+        assert http.post("/v1/chat/completions", content=padded + b" ").status_code == 413
+
+
+def test_request_ids() -> None:
+    with serving(make_state()) as http:
+        kept = http.get("/version", headers={"X-Request-Id": "my-id.7"})
+        made = [
+            http.get("/version", headers={"X-Request-Id": given} if given else {})
+            for given in ("", "x" * 129, "two words", '"<script>')
+        ]
+        streamed = http.post(
+            "/v1/chat/completions", json=chat_body(stream=True), headers={"X-Request-Id": "abc"}
+        )
+        failed = http.post("/v1/nothing", headers={"X-Request-Id": "abc"})
+    assert kept.headers.get_list("x-request-id") == ["my-id.7"]
+    ids = {answer.headers["x-request-id"] for answer in made}
+    assert len(ids) == 4
+    assert all(len(request_id) == 32 for request_id in ids)
+    assert streamed.headers["x-request-id"] == failed.headers["x-request-id"] == "abc"
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.headers["cache-control"] == "no-cache"
+
+
+def test_unless_disconnected() -> None:
+    log: list[str] = []
+
+    async def work() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            log.append("cleared up")
+        return "never"
+
+    async def leaves() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def stays() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def cancelled_from_outside() -> None:
+        task = asyncio.create_task(unless_disconnected(stays, work()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(unless_disconnected(leaves, work()))
+    assert log == ["cleared up"]
+    asyncio.run(cancelled_from_outside())
+    assert log == ["cleared up", "cleared up"]
+    assert asyncio.run(unless_disconnected(stays, asyncio.sleep(0, "result"))) == "result"

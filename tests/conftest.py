@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_compute_thread() -> None:
+    """Tests run many ranks at once; more threads than cores make each of them far slower."""
+    torch.set_num_threads(1)

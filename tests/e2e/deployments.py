@@ -1,0 +1,71 @@
+"""Real deployments for tests: a Ray of our own, Serve with HAProxy, applications by prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from cluster.local_ray import LocalRay
+from configs.schema import WindroseConfig
+from tests.ports import free_port
+
+_CPUS = 64  # logical: what the tests deploy must be placed, not be fast
+_START_TIMEOUT_S = 180.0
+
+
+class Cluster:
+    """A local Ray with Serve listening on one port."""
+
+    def __init__(self, ray: LocalRay, port: int) -> None:
+        self._ray = ray
+        self.port = port
+
+    @classmethod
+    def start(cls) -> Cluster:
+        """Start Ray, then Serve behind HAProxy."""
+        local_ray = LocalRay(_CPUS, shutdown_timeout_s=5.0)
+        local_ray.start()
+        from ray import serve
+
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        return cls(local_ray, port)
+
+    def stop(self) -> None:
+        """End everything the cluster started."""
+        from ray import serve
+
+        serve.shutdown()
+        self._ray.stop()
+
+    @contextmanager
+    def deployed(self, config: WindroseConfig, name: str) -> Iterator[str]:
+        """Run one application under /NAME; yields its base URL once it is healthy."""
+        from ray import serve
+
+        from cluster.app import build_app
+
+        serve.run(build_app(config), name=name, route_prefix=f"/{name}")
+        url = f"http://127.0.0.1:{self.port}/{name}"
+        try:
+            wait_healthy(url)
+            yield url
+        finally:
+            serve.delete(name)
+
+
+def wait_healthy(url: str) -> None:
+    """Poll GET /health until it answers 200."""
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    with httpx.Client(timeout=5.0) as client:
+        while time.monotonic() < deadline_s:
+            try:
+                if client.get(f"{url}/health").status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass  # the port is not open yet
+            time.sleep(0.1)
+    raise TimeoutError(f"{url} was not healthy after {_START_TIMEOUT_S} s")

@@ -1,0 +1,46 @@
+"""transformers' own Mixtral as the oracle of what a server must answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Greedy tokens behind a prompt, and each one's log-probability."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+class Reference:
+    """Greedy decoding of one checkpoint in fp32."""
+
+    def __init__(self, path: Path) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    @cache  # noqa: B019 - one object for the whole test session
+    def greedy(self, prompt: tuple[int, ...], max_tokens: int) -> Expected:
+        """Continue one prompt alone, past any end-of-sequence token."""
+        with torch.inference_mode():
+            made = self._model.generate(
+                torch.tensor([prompt]),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        token_ids = tuple(made.sequences[0, len(prompt) :].tolist())
+        logprobs = tuple(
+            torch.log_softmax(logits[0].float(), -1)[token_id].item()
+            for logits, token_id in zip(made.logits, token_ids, strict=True)
+        )
+        return Expected(token_ids, logprobs)

@@ -1,0 +1,132 @@
+"""Greedy answers over HTTP equal transformers' on every topology, whatever else is going on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from configs.schema import WindroseConfig
+from tests.e2e.deployments import Cluster
+from tests.e2e.reference import Reference
+
+TOPOLOGIES = [(1, 0), (1, 1), (1, 2), (1, 3), (1, 8), (2, 2), (2, 4)]
+MAX_TOKENS = 24
+BLOCK_BYTES = 4 * 3 * 2 * 2 * 16 * 4  # tokens x layers x (k, v) x kv heads x head_dim x fp32
+
+
+def small_config(checkpoint: Path, attention: int, experts: int) -> WindroseConfig:
+    """Chunks that cut prompts, and a cache so small that sequences must be preempted."""
+    return WindroseConfig(
+        model=str(checkpoint),
+        attention_actors=attention,
+        expert_actors=experts,
+        cpus_per_actor=0.1,
+        threads_per_actor=1,
+        block_size=4,
+        max_model_len=128,
+        max_num_seqs=16,
+        max_num_batched_tokens=24,
+        kv_cache_memory_bytes=40 * BLOCK_BYTES,
+    )
+
+
+def body(prompt: list[int], *, stream: bool) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": 1,
+        "return_token_ids": True,
+        "stream": stream,
+    }
+
+
+async def ask(client: httpx.AsyncClient, prompt: list[int]) -> tuple[list[int], list[float]]:
+    answer = await client.post("/v1/completions", json=body(prompt, stream=False))
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    assert choice["prompt_token_ids"] == prompt
+    assert choice["finish_reason"] == "length"
+    return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+
+
+async def ask_streaming(
+    client: httpx.AsyncClient, prompt: list[int]
+) -> tuple[list[int], list[float]]:
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    raw = b""
+    async with client.stream("POST", "/v1/completions", json=body(prompt, stream=True)) as answer:
+        assert answer.status_code == 200
+        async for part in answer.aiter_bytes():
+            raw += part
+    lines = [line[6:] for line in raw.split(b"\n") if line.startswith(b"data: ")]
+    assert lines[-1] == b"[DONE]"
+    for line in lines[:-1]:
+        choice = json.loads(line)["choices"][0]
+        token_ids += choice["token_ids"]
+        logprobs += choice["logprobs"]["token_logprobs"]
+    return token_ids, logprobs
+
+
+async def ask_all(
+    url: str, prompts: list[list[int]]
+) -> list[tuple[list[int], tuple[list[int], list[float]]]]:
+    """One alone, one alone streamed, then all at once, half of them streamed."""
+    async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
+        answers = [(prompts[1], await ask(client, prompts[1]))]
+        answers.append((prompts[5], await ask_streaming(client, prompts[5])))
+        together = await asyncio.gather(
+            *((ask_streaming if i % 2 else ask)(client, prompt) for i, prompt in enumerate(prompts))
+        )
+    return answers + list(zip(prompts, together, strict=True))
+
+
+@pytest.mark.parametrize(("attention", "experts"), TOPOLOGIES)
+def test_greedy_equals_transformers(
+    cluster: Cluster,
+    checkpoint: Path,
+    reference: Reference,
+    prompts: list[list[int]],
+    attention: int,
+    experts: int,
+) -> None:
+    config = small_config(checkpoint, attention, experts)
+    with cluster.deployed(config, f"t{attention}{experts}") as url:
+        for prompt, (token_ids, logprobs) in asyncio.run(ask_all(url, prompts)):
+            expected = reference.greedy(tuple(prompt), MAX_TOKENS)
+            assert tuple(token_ids) == expected.token_ids, f"prompt of {len(prompt)}"
+            assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        check_load(url, attention, experts)
+
+
+def check_load(url: str, attention: int, experts: int) -> None:
+    """Counts are exact, placement is whole, and the squeeze was real."""
+    state = httpx.get(f"{url}/v1/experts").json()
+    roles = [actor["role"] for actor in state["actors"]]
+    assert roles == ["attention"] * attention + ["expert"] * experts
+    assert [actor["rank"] for actor in state["actors"]] == list(range(attention + experts))
+    assert len({actor["pid"] for actor in state["actors"]}) == attention + experts
+    holders = {rank for layer in state["placement"] for ranks in layer for rank in ranks}
+    owners = range(attention, attention + experts) if experts else range(attention)
+    assert holders == set(owners)
+    metrics = httpx.get(f"{url}/metrics").text
+    rows = sum_of(metrics, "windrose_engine_rows_total")
+    assert [sum(layer) for layer in state["tokens"]] == [2 * rows] * 3
+    assert sum_of(metrics, "windrose_num_preemptions_total") > 0
+    assert sum_of(metrics, "windrose_num_requests_running") == 0
+    assert sum_of(metrics, "windrose_kv_cache_usage_perc") == 0
+
+
+def sum_of(metrics: str, name: str) -> float:
+    values = [
+        float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name)
+    ]
+    assert values, f"no {name} in the metrics"
+    return sum(values)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.schema import WindroseConfig
+from ops.cli import main
+from ops.flags import add_serve_flags, serve_config
+
+# Every setting once: its flag, a value that is not its default as one types it, and that value.
+SETTINGS: dict[str, tuple[str, str, object]] = {
+    "model": ("MODEL_DIR", "some/where", "some/where"),
+    "served_model_name": ("--served-model-name", "mixtral", "mixtral"),
+    "dtype": ("--dtype", "bfloat16", "bfloat16"),
+    "max_model_len": ("--max-model-len", "4096", 4096),
+    "attention_actors": ("--attention-actors", "2", 2),
+    "expert_actors": ("--expert-actors", "3", 3),
+    "replicas": ("--replicas", "4", 4),
+    "max_num_seqs": ("--max-num-seqs", "5", 5),
+    "max_num_batched_tokens": ("--max-num-batched-tokens", "6", 6),
+    "kv_cache_memory_bytes": ("--kv-cache-memory-bytes", "7000000", 7_000_000),
+    "block_size": ("--block-size", "32", 32),
+    "host": ("--host", "0.0.0.0", "0.0.0.0"),
+    "port": ("--port", "9000", 9000),
+    "ingress_replicas": ("--ingress-replicas", "8", 8),
+    "max_queued_requests": ("--max-queued-requests", "9", 9),
+    "device": ("--device", "cpu", "cpu"),
+    "threads_per_actor": ("--threads-per-actor", "10", 10),
+    "cpus_per_actor": ("--cpus-per-actor", "0.25", 0.25),
+    "shutdown_timeout_s": ("--shutdown-timeout-s", "1.5", 1.5),
+    "peer_timeout_s": ("--peer-timeout-s", "2.5", 2.5),
+    "pipeline_wait_s": ("--pipeline-wait-s", "3.5", 3.5),
+    "start_timeout_s": ("--start-timeout-s", "4.5", 4.5),
+}
+
+
+def config_of(*argv: str) -> WindroseConfig:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_serve_flags(parser)
+    return serve_config(parser.parse_args(argv))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What `windrose serve` says on stderr, in one line, when it exits with 2."""
+    try:
+        status = main(["serve", *argv])
+    except SystemExit as exit_:
+        status = exit_.code  # type: ignore[assignment]
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert err.startswith("windrose serve: ")
+    assert err.index("\n") == len(err) - 1
+    return err
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.yaml"
+
+
+def test_the_table_above_is_complete() -> None:
+    defaults = {name: field.default for name, field in WindroseConfig.model_fields.items()}
+    assert SETTINGS.keys() == defaults.keys()
+    assert all(value != defaults[name] for name, (_, _, value) in SETTINGS.items())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_flag_and_its_key_are_the_same_setting(name: str, file: Path) -> None:
+    flag, text, value = SETTINGS[name]
+    by_flag = config_of(text) if name == "model" else config_of("m", flag, text)
+    file.write_text(f"{name}: {text}\n" if name == "model" else f"model: m\n{name}: {text}\n")
+    assert config_of("--config", str(file)) == by_flag
+    assert by_flag == WindroseConfig.model_validate({"model": "m", name: value})
+    assert getattr(by_flag, name) == value
+
+
+def test_all_at_once(file: Path) -> None:
+    wanted = WindroseConfig.model_validate({k: value for k, (_, _, value) in SETTINGS.items()})
+    flags = [
+        word for k, (flag, text, _) in SETTINGS.items() if k != "model" for word in (flag, text)
+    ]
+    assert config_of(*flags, "some/where") == wanted
+    file.write_text(yaml.safe_dump({k: value for k, (_, _, value) in SETTINGS.items()}))
+    assert config_of("--config", str(file)) == wanted
+
+
+def test_a_time_may_be_given_without_its_unit() -> None:
+    assert config_of("m", "--shutdown-timeout", "7").shutdown_timeout_s == 7.0
+    assert config_of("m", "--pipeline-wait", "8").pipeline_wait_s == 8.0
+
+
+def test_nothing_given_is_the_schema_s_defaults() -> None:
+    assert config_of("m") == WindroseConfig(model="m")
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(file: Path) -> None:
+    file.write_text("model: from-file\nport: 9000\nmax_num_seqs: 8\n")
+    config = config_of("from-flag", "--port", "7000", "--config", str(file))
+    assert (config.model, config.port, config.max_num_seqs, config.block_size) == (
+        "from-flag",
+        7000,
+        8,
+        16,
+    )
+
+
+def test_a_flag_that_says_the_default_still_wins_over_the_file(file: Path) -> None:
+    file.write_text("model: m\nport: 9000\ndtype: bfloat16\n")
+    config = config_of("--config", str(file), "--port", "8000", "--dtype", "auto")
+    assert (config.port, config.dtype) == (8000, "auto")
+
+
+def test_a_flag_replaces_a_bad_value_of_the_file(file: Path) -> None:
+    file.write_text("model: m\nport: none at all\n")
+    assert config_of("--config", str(file), "--port", "1").port == 1
+
+
+def test_a_serve_file_works_too(file: Path) -> None:
+    application = {"import_path": "cluster.app:build_app", "args": {"model": "m", "replicas": 2}}
+    file.write_text(yaml.safe_dump({"http_options": {"port": 1}, "applications": [application]}))
+    config = config_of("--config", str(file))
+    assert config == WindroseConfig(model="m", replicas=2, port=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["MODEL_DIR", "--config"]),
+        (["m", "--port", "0"], ["--port", "'0'", "greater than or equal to 1"]),
+        (["m", "--max-num-seqs", "many"], ["--max-num-seqs", "'many'", "integer"]),
+        (["m", "--cpus-per-actor", "nan"], ["--cpus-per-actor", "finite"]),
+        (["m", "--peer-timeout-s", "inf"], ["--peer-timeout", "finite"]),
+        (["m", "--dtype", "int4"], ["--dtype", "int4", "bfloat16"]),
+        (["m", "--port"], ["--port", "expected one argument"]),
+        (["", "--port", "1"], ["MODEL_DIR", "at least 1 character"]),
+        (["m", "--max-num-seq", "3"], ["unknown: --max-num-seq 3"]),
+        (["m", "n"], ["unknown: n"]),
+        (["m", "--port", "x", "--replicas", "0"], ["--port 'x'", "--replicas '0'"]),
+        (["--config", "no/such.yaml"], ["no/such.yaml", "No such file"]),
+        (["--config", "."], ["Is a directory"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    argv: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, *argv)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: m\nmax_num_seq: 8\n", ["unknown key max_num_seq", "did you mean max_num_seqs?"]),
+        ("model: m\nmax-num-seqs: 8\n", ["unknown key max-num-seqs", "mean max_num_seqs?"]),
+        ("model: m\ncolour: red\n", ["unknown key colour"]),
+        ("model: m\nport: yes\n", ["port", "true"]),
+        ("model: m\nport: 99999\n", ["port", "99999", "65535"]),
+        ("model: m\nblock_size: null\n", ["block_size", "None", "integer"]),
+        ("port: 1\n", ["MODEL_DIR"]),
+        ("model: [m\n", ["not YAML"]),
+        ("just words\n", ["mapping"]),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_name(
+    text: str, words: list[str], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(text)
+    message = refusal(capsys, "--config", str(file))
+    wanted = words if "MODEL_DIR" in words else [str(file), *words]
+    assert all(word in message for word in wanted), message
+
+
+def test_an_unknown_key_of_a_serve_file_is_named(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text("applications: [{args: {model: m, expert_actor: 2}}]\n")
+    assert "unknown key expert_actor; did you mean expert_actors?" in refusal(
+        capsys, "--config", str(file)
+    )
+
+
+def test_help_shows_every_flag_with_its_meaning_default_and_choices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    fields: dict[str, Any] = dict(WindroseConfig.model_fields)
+    for name, (flag, _, _) in SETTINGS.items():
+        assert flag in shown
+        assert fields[name].description in shown
+    for words in (
+        "--dtype {auto,float32,bfloat16,float16}",
+        "most sequences one attention actor runs at once (default: 64)",
+        "--shutdown-timeout SECONDS",
+        "model:",
+        "topology:",
+        "limits:",
+        "HTTP:",
+        "CPU and GPU:",
+        "examples:",
+    ):
+        assert words in shown
+    assert "None" not in shown
