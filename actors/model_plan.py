@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -57,6 +58,19 @@ class ModelPlan:
         return min(cache_bytes // per_block, usable)
 
 
+def check_checkpoint(config: WindroseConfig) -> ModelConfig:
+    """Read the checkpoint's config and compare every tensor's name and shape with it.
+
+    Raises:
+        ValueError: names the directory, or the file and key at fault.
+    """
+    if not Path(config.model).is_dir():
+        raise ValueError(f"{config.model}: no such directory; a checkpoint directory is needed")
+    model = ModelConfig.from_dir(config.model)
+    Checkpoint(config.model).verify(model)
+    return model
+
+
 def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
     """Read the checkpoint's config, check its tensors' names and shapes, and fix all sizes.
 
@@ -64,8 +78,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         ValueError: the checkpoint or the settings cannot be served; names the file and key, or
             the setting.
     """
-    model = ModelConfig.from_dir(config.model)
-    Checkpoint(config.model).verify(model)
+    model = check_checkpoint(config)
     if config.expert_actors > model.num_experts:
         raise ValueError(
             f"expert_actors is {config.expert_actors}, but the model has only "

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from actors.actor_stats import ActorStats
@@ -37,9 +38,15 @@ def deploy(config: WindroseConfig) -> None:
     """Start Serve where it does not run, and hand it the application; returns before it is ready.
 
     Raises:
-        ValueError: the checkpoint or the settings are at fault.
+        ValueError: the checkpoint or the settings are at fault, or Serve listens elsewhere.
     """
     serve.start(http_options={"host": config.host, "port": config.port})
+    listening = _get_global_client().http_config
+    if listening.port != config.port:
+        raise ValueError(
+            f"Serve already runs on this cluster, on {listening.host}:{listening.port}; "
+            f"use --port {listening.port}"
+        )
     target = serve.RunTarget(target=build_app(config), name=APPLICATION)
     serve.run_many(
         [target],

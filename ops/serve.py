@@ -16,7 +16,6 @@ from cluster.local_ray import LocalRay
 from cluster.placement import cpus_needed
 from configs.schema import WindroseConfig
 
-_PORT_TAKEN_EXIT = 1
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
 
 
@@ -30,20 +29,26 @@ def serve(config: WindroseConfig) -> int:
     Joins the Ray cluster that RAY_ADDRESS names; starts one of its own otherwise.
     """
     console = Console(stderr=True)
-    if not _port_is_free(config):
-        console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
-        return _PORT_TAKEN_EXIT
-    signals = _Signals()
     address = os.environ.get("RAY_ADDRESS")
+    if not address and not _port_is_free(config):
+        console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
+        return 1
+    try:
+        _check(config)
+    except ValueError as error:
+        console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    signals = _Signals()
     own = None
     try:
+        signals.install()
         if address:
             _join(address)
         else:
             own = LocalRay(cpus_needed(config) + _SERVE_CPUS, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
             own.start()
-        signals.install()  # after Ray, which installs its own
+        signals.install()  # again: Ray has installed its own
         return _run(config, console, signals, own_cluster=own is not None)
     except _Stop:
         return 0
@@ -69,7 +74,7 @@ def _run(config: WindroseConfig, console: Console, signals: _Signals, *, own_clu
         _announce(config, launch.local_url(config))
         signals.wait()
     except (ValueError, TimeoutError, launch.DeployError) as error:
-        console.print(f"windrose: {error}", markup=False, highlight=False)
+        console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
         console.print("windrose: finishing what was accepted; once more to stop at once")
@@ -103,6 +108,15 @@ def _join(address: str) -> None:
     import ray
 
     ray.init(address=address, log_to_driver=False)
+
+
+def _check(config: WindroseConfig) -> None:
+    """Refuse a checkpoint that cannot be served before anything is started."""
+    from actors.model_plan import check_checkpoint
+    from model.tokenizer import Tokenizer
+
+    check_checkpoint(config)
+    Tokenizer.from_dir(config.model)
 
 
 def _port_is_free(config: WindroseConfig) -> bool:

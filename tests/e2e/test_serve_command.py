@@ -1,0 +1,212 @@
+"""`windrose serve` as a user runs it: a process of its own, real signals, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.ports import free_port
+
+WINDROSE = Path(sys.executable).parent / "windrose"
+MARK = "WINDROSE_TEST_MARK"
+START_TIMEOUT_S = 180.0
+
+
+class Server:
+    """A `windrose serve` process, and everything that carries its mark."""
+
+    def __init__(self, model: Path, *flags: str, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._mark = uuid.uuid4().hex
+        self._shm = set(os.listdir("/dev/shm"))
+        self._tmp = runtime_dirs()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment[MARK] = self._mark
+        self.process = subprocess.Popen(
+            [WINDROSE, "serve", model, "--port", str(port), *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,  # so that a signal to its group is what Ctrl-C sends
+        )
+
+    def announcement(self) -> str:
+        """Wait for the lines that say it serves; returns the command they offer to try."""
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(START_TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("Try:"):
+                    return line.removeprefix("Try:").strip()
+        finally:
+            watchdog.cancel()
+        raise AssertionError(f"it ended before it served: {self.end()}")
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; returns exit status and what it said on stderr."""
+        _, stderr = self.process.communicate(timeout=120.0)
+        return self.process.returncode, stderr
+
+    def assert_nothing_left(self) -> None:
+        """No process with our mark, no new file in /dev/shm or /tmp, no listener."""
+        assert marked(self._mark) == []
+        assert set(os.listdir("/dev/shm")) <= self._shm
+        assert runtime_dirs() <= self._tmp
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=2.0)
+
+
+def runtime_dirs() -> set[Path]:
+    return set(Path("/tmp").glob("windrose-*"))
+
+
+def marked(mark: str) -> list[str]:
+    """Processes that inherited the mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(f"{process.pid} {process.name()}")
+        except psutil.Error:
+            continue  # ended meanwhile
+    return found
+
+
+@contextmanager
+def serving(model: Path, *flags: str) -> Iterator[Server]:
+    server = Server(model, *flags, port=free_port())
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+            server.end()
+
+
+class Stream(threading.Thread):
+    """One streaming request; collects token ids, and tells when the first has come."""
+
+    def __init__(self, url: str, prompt: list[int], max_tokens: int) -> None:
+        super().__init__()
+        self._url = url
+        self.prompt = prompt
+        self._body = {
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,
+        }
+        self.token_ids: list[int] = []
+        self.done = False
+        self.cut = False
+        self.started = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._read()
+        except httpx.RemoteProtocolError:
+            self.cut = True
+
+    def _read(self) -> None:
+        with httpx.stream("POST", f"{self._url}/v1/completions", json=self._body, timeout=60) as r:
+            rest = b""
+            for part in r.iter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if line == b"data: [DONE]":
+                        self.done = True
+                    elif line.startswith(b"data: "):
+                        self.token_ids += json.loads(line[6:])["choices"][0]["token_ids"]
+                        self.started.set()
+
+
+def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
+    flags = ("--attention-actors", "1", "--expert-actors", "2", "--max-model-len", "512")
+    with serving(checkpoint, *flags) as server:
+        offered = shlex.split(server.announcement())
+        answer = json.loads(subprocess.run(offered, capture_output=True, check=True).stdout)
+        assert answer["usage"]["completion_tokens"] > 0
+        streams = [Stream(server.url, [1, 5 + i, 9], 400) for i in range(8)]
+        for stream in streams:
+            stream.start()
+        for stream in streams:
+            assert stream.started.wait(60.0)
+        assert not any(stream.done for stream in streams), "nothing was left to drain"
+        server.process.send_signal(signal.SIGTERM)
+        status, stderr = server.end()
+        for stream in streams:
+            stream.join(60.0)
+            assert stream.done
+            assert len(stream.token_ids) == 400
+        assert status == 0, stderr
+        server.assert_nothing_left()
+
+
+def test_ctrl_c_while_starting_leaves_nothing(checkpoint: Path) -> None:
+    with serving(checkpoint, "--expert-actors", "2") as server:
+        assert server.process.stderr is not None
+        for line in server.process.stderr:
+            if "starting random-mixtral on 1 attention" in line:
+                break
+        os.killpg(server.process.pid, signal.SIGINT)
+        server.end()
+        server.assert_nothing_left()
+
+
+def test_drain_is_bounded(checkpoint: Path) -> None:
+    flags = ("--max-model-len", "4096", "--shutdown-timeout", "0.5", "--max-num-seqs", "2")
+    with serving(checkpoint, *flags) as server:
+        server.announcement()
+        stream = Stream(server.url, [1, 5, 9], 4000)
+        stream.start()
+        assert stream.started.wait(60.0)
+        server.process.send_signal(signal.SIGTERM)
+        asked_s = time.monotonic()
+        status, stderr = server.end()
+        assert time.monotonic() - asked_s < 60.0
+        assert status == 0
+        assert "1 requests did not finish in time" in stderr
+        stream.join(60.0)
+        assert stream.cut
+        server.assert_nothing_left()
+
+
+def test_refuses_what_cannot_be_served(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "broken", shards=2)
+    shard = next(model.glob("*-00002-of-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    server = Server(model, port=free_port())
+    status, stderr = server.end()
+    assert status == 1
+    assert shard.name in stderr
+    assert "Traceback" not in stderr
+    server.assert_nothing_left()
+
+
+def test_says_when_the_port_is_taken(checkpoint: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = Server(checkpoint, port=taken.getsockname()[1])
+        status, stderr = server.end()
+    assert status == 1
+    assert "is in use; choose another --port" in stderr
