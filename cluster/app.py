@@ -3,7 +3,8 @@
 `windrose serve`, `serve run` and `serve deploy` all come here.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve looks at build_app's annotation to turn the
+# `args` of a Serve file into a WindroseConfig, and must find the class, not its name.
 
 import ray
 from ray import serve

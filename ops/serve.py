@@ -52,6 +52,9 @@ def serve(config: WindroseConfig) -> int:
         return _run(config, console, signals, own_cluster=own is not None)
     except _Stop:
         return 0
+    except ConnectionError as error:
+        console.print(f"windrose: RAY_ADDRESS={address}: {error}", markup=False, soft_wrap=True)
+        return 1
     finally:
         signals.ignore()
         if own is not None:

@@ -34,7 +34,7 @@ def test_a_config_is_a_value() -> None:
     config = WindroseConfig(model="m")
     assert config == WindroseConfig(model="m") != WindroseConfig(model="n")
     with pytest.raises(ValidationError, match="frozen"):
-        config.port = 1  # type: ignore[misc]
+        config.port = 1
 
 
 def test_every_unknown_key_is_named() -> None:
@@ -104,7 +104,10 @@ def test_every_setting_has_a_heading_and_says_what_it_is() -> None:
         ("model: m\nport: 9000\n", {"model": "m", "port": 9000}),
         ("# nothing yet\n", {}),
         (SERVE_FILE, {"model": "m", "expert_actors": 2, "host": "0.0.0.0", "port": 9000}),
-        (SERVE_FILE.replace("model: m", "model: m, port: 1"), {"port": 1}),
+        (
+            SERVE_FILE.replace("expert_actors: 2", "port: 1"),  # an argument wins
+            {"model": "m", "host": "0.0.0.0", "port": 1},
+        ),
         ("applications: [{import_path: x}]", {}),
     ],
 )
@@ -113,10 +116,7 @@ def test_a_file_holds_settings_or_one_serve_application(
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    found = read_config_file(path)
-    assert {key: found[key] for key in settings} == settings
-    if "port: 1}" not in text:
-        assert len(found) == len(settings)
+    assert read_config_file(path) == settings
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_serve_hands_the_args_to_the_builder_as_a_config(path: Path) -> None:
     """Ray turns `args` into WindroseConfig only where it sees the class in the signature."""
     application = application_of(path)
     builder = import_attr(application.import_path)
-    with pytest.raises(ValidationError, match="max_num_seq\n.*Extra inputs are not permitted"):
+    with pytest.raises(ValidationError, match=r"max_num_seq\n.*Extra inputs are not permitted"):
         call_user_app_builder_with_args_if_necessary(
             builder, {**application.args, "max_num_seq": 8}
         )

@@ -24,8 +24,8 @@ from model.norm import RMSNorm
 from model.rope import Rope, rotate
 
 CPU = torch.device("cpu")
-# Rounding units of each dtype: an error beyond a few of them is no rounding error.
-UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# The spacing of numbers from 1 to 2: an error of more than a few of them is no rounding error.
+UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -34,7 +34,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 8, 16, 33, 100, 257, 600])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 33, 257, 600])
 def test_linear_is_the_product_in_float64_but_for_rounding(rows: int, dtype: torch.dtype) -> None:
     weight, x = randn(80, 48, seed=1, dtype=dtype), randn(rows, 48, seed=2, dtype=dtype)
     exact = x.double() @ weight.double().T

@@ -159,14 +159,14 @@ def mixed_rows(count: int) -> list[SampleRow]:
     rng = np.random.default_rng(3)
     kinds = [
         PLAIN,
-        {"temperature": 0.0},
-        {"top_p": 0.9},
-        {"top_p": 0.999, "temperature": 1.5},
-        {"top_k": 50, "top_p": 0.8},
-        {"top_k": 400},
-        {"min_p": 0.02, "logprobs": 5},
-        {"repetition_penalty": 1.3, "frequency_penalty": 0.3, "top_p": 0.7},
-        {"presence_penalty": 1.0, "temperature": 0.0, "logprobs": 0},
+        dataclasses.replace(PLAIN, temperature=0.0),
+        dataclasses.replace(PLAIN, top_p=0.9),
+        dataclasses.replace(PLAIN, top_p=0.999, temperature=1.5),
+        dataclasses.replace(PLAIN, top_k=50, top_p=0.8),
+        dataclasses.replace(PLAIN, top_k=400),
+        dataclasses.replace(PLAIN, min_p=0.02, logprobs=5),
+        dataclasses.replace(PLAIN, repetition_penalty=1.3, frequency_penalty=0.3, top_p=0.7),
+        dataclasses.replace(PLAIN, presence_penalty=1.0, temperature=0.0, logprobs=0),
     ]
     return [
         SampleRow(

@@ -1,0 +1,227 @@
+"""The `windrose` command: reads its arguments and hands over.
+
+What a command needs is imported when it runs: `--help` must not wait for Ray and torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # as shells show SIGINT
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_EXAMPLES = """\
+examples:
+  windrose serve configs/demo                       serve the demo checkpoint on port 8000
+  windrose serve configs/demo --expert-actors 2     its experts in two actors of their own
+  windrose chat                                     talk to it
+  windrose chat "What is a wind rose?"              ask one question
+  windrose experts                                  who serves which expert, how loaded each is
+
+`windrose COMMAND --help` tells more.
+"""
+
+_SERVE_EXAMPLES = """\
+Every flag is also a key of --config FILE, with underscores: `--max-num-seqs 8` on the command
+line is `max_num_seqs: 8` in the file. A file for `serve run` or `serve deploy` works too.
+
+examples:
+  windrose serve configs/demo
+  windrose serve configs/demo --expert-actors 2 --threads-per-actor 1
+  windrose serve /models/Mixtral-8x7B-Instruct-v0.1 --device cuda --expert-actors 4
+  windrose serve --config configs/demo.yaml --port 9000
+
+It joins the Ray cluster that RAY_ADDRESS names and starts one of its own otherwise. Ctrl-C or
+SIGTERM: accepted requests finish, then everything it started ends.
+"""
+
+_CHAT_EXAMPLES = """\
+Without PROMPT it is a conversation: /help, /clear, /quit (or Ctrl-D); Ctrl-C stops an answer.
+
+examples:
+  windrose chat
+  windrose chat --system "Answer in French." --temperature 0
+  windrose chat --max-tokens 40 "Tell me about mayonnaise" > answer.txt
+"""
+
+_EXPERTS_EXAMPLES = """\
+A token counts for each of the experts its gate chose, in every layer. Balancedness is mean over
+max load: 1 is even.
+
+examples:
+  windrose experts
+  windrose experts --layer 0
+  windrose experts --json
+"""
+
+
+class _OneLineErrors(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would print all the flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 2 for arguments at fault, 1 for a failure."""
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows "?"
+            stream.reconfigure(errors="replace")
+    args, unknown = _parser(argv).parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unknown: {' '.join(unknown)}")
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whatever read the output has seen enough; keep Python's last flush quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _OneLineErrors(
+        prog="windrose",
+        description="Serve Mixtral with its experts in actors of their own, and talk to it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"windrose {_version()}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_OneLineErrors
+    )
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run, parser=added)
+        return added
+
+    serve = command("serve", _serve, "serve a checkpoint over HTTP", _SERVE_EXAMPLES)
+    if argv[:1] == ["serve"]:
+        # The schema takes longer to import than all the rest of --help.
+        from ops.flags import add_serve_flags
+
+        serve.usage = "%(prog)s MODEL_DIR [--config FILE] [--FLAG VALUE ...]"
+        add_serve_flags(serve)
+
+    chat = command("chat", _chat, "talk to a running server", _CHAT_EXAMPLES)
+    _add_url(chat)
+    chat.add_argument("--model", metavar="NAME", help="default: the one the server has")
+    chat.add_argument("--system", metavar="TEXT", help="how the model is to answer")
+    chat.add_argument(
+        "--temperature", type=_finite, metavar="T", help="0: always the likeliest token"
+    )
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
+    chat.add_argument("prompt", nargs="*", metavar="PROMPT", help="ask this only, and exit")
+
+    experts = command(
+        "experts",
+        _experts,
+        "show who serves which expert and how loaded each is",
+        _EXPERTS_EXAMPLES,
+    )
+    _add_url(experts)
+    form = experts.add_mutually_exclusive_group()
+    form.add_argument("--layer", type=int, metavar="L", help="this layer; default: all together")
+    form.add_argument("--json", action="store_true", help="what GET /v1/experts answers, as it is")
+
+    command("version", _print_version, "print the version")
+    return parser
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", type=_server_url, default=DEFAULT_URL, help="of the server (default: %(default)s)"
+    )
+
+
+def _server_url(text: str) -> str:
+    """The server's root, also from the base URL that OpenAI's clients take."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from ops.flags import serve_config
+
+    try:
+        config = serve_config(args)
+    except (ValueError, OSError) as error:
+        return _failed("serve", error, EXIT_USAGE)
+    from ops.serve import serve
+
+    return serve(config)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from ops.chat import ChatSettings, ask, converse
+    from ops.client import ServerError, connect
+
+    settings = ChatSettings(args.model, args.system, args.temperature, args.max_tokens)
+    try:
+        with connect(args.url) as client:
+            if args.prompt:
+                return ask(client, settings, " ".join(args.prompt))
+            return converse(client, settings)
+    except ServerError as error:
+        return _failed("chat", error)
+
+
+def _experts(args: argparse.Namespace) -> int:
+    from ops.client import ServerError
+    from ops.experts import show_experts
+
+    try:
+        return show_experts(args.url, layer=args.layer, as_json=args.json)
+    except ServerError as error:
+        return _failed("experts", error)
+    except ValueError as error:
+        return _failed("experts", error, EXIT_USAGE)
+
+
+def _failed(command: str, error: Exception, status: int = 1) -> int:
+    print(f"windrose {command}: {error}", file=sys.stderr)
+    return status
+
+
+def _print_version(_args: argparse.Namespace) -> int:
+    print(f"windrose {_version()}")
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("windrose")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
