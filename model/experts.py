@@ -1,12 +1,14 @@
 """The experts one rank holds: SwiGLU feed-forward blocks over the rows that chose them.
 
-Shape suffixes: R rows, D hidden, F expert hidden, K experts per token, N rows of one expert.
+Shape suffixes: R rows, D hidden, F expert hidden, K experts per token, S choices (row, k) that
+are served here, N of those of one expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -58,24 +60,21 @@ class ExpertShard:
         `ids_RK` holds expert ids; -1 marks a choice that another rank serves. Experts run one
         after another, each product with all threads: at decode every one is bound by memory.
         """
-        y_RD = torch.zeros_like(x_RD)
-        rows_of: dict[int, list[int]] = {}
-        slots_of: dict[int, list[int]] = {}
         top_k = ids_RK.shape[1]
-        for slot, expert_id in enumerate(ids_RK.reshape(-1).tolist()):
-            if expert_id >= 0:
-                rows_of.setdefault(expert_id, []).append(slot // top_k)
-                slots_of.setdefault(expert_id, []).append(slot)
-        weights_S = weights_RK.reshape(-1)
-        whole = x_RD.shape[0]
-        for expert_id in sorted(rows_of):
-            expert = self._experts[layer, expert_id]
-            rows = rows_of[expert_id]
-            weight_N1 = weights_S[slots_of[expert_id]].unsqueeze(1).to(x_RD.dtype)
-            if len(rows) == whole:
-                y_RD.addcmul_(expert(x_RD), weight_N1)
-            else:
-                rows_N = torch.tensor(rows, device=x_RD.device)
-                out_ND = expert(x_RD.index_select(0, rows_N)).mul_(weight_N1)
-                y_RD.index_add_(0, rows_N, out_ND)
-        return y_RD
+        ids_S = ids_RK.cpu().numpy().reshape(-1)
+        order_S = np.argsort(ids_S, kind="stable")  # expert-major; the -1s come first
+        order_S = order_S[np.searchsorted(ids_S[order_S], 0) :]
+        y_RD = torch.zeros_like(x_RD)
+        if not len(order_S):
+            return y_RD
+        chosen, counts = np.unique(ids_S[order_S], return_counts=True)
+        slots_S = torch.from_numpy(order_S).to(x_RD.device)
+        rows_S = slots_S // top_k
+        parts = x_RD.index_select(0, rows_S).split(counts.tolist())
+        outs = [
+            self._experts[layer, expert_id](part_ND)
+            for expert_id, part_ND in zip(chosen.tolist(), parts, strict=True)
+        ]
+        out_SD = outs[0] if len(outs) == 1 else torch.cat(outs)
+        weights_S = weights_RK.reshape(-1).index_select(0, slots_S).to(x_RD.dtype)
+        return y_RD.index_add_(0, rows_S, out_SD.mul_(weights_S.unsqueeze(1)))

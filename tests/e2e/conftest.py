@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
 
 VOCAB = 512
-LENGTHS = (3, 61, 17, 1, 25, 90, 7, 33, 48, 2, 12, 75, 5, 19, 28, 40)
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +36,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab=VOCAB,
         dtype="float32",
     )
-
-
-@pytest.fixture(scope="session")
-def prompts() -> list[list[int]]:
-    """16 prompts of very different lengths, in token ids."""
-    draw = random.Random(5)
-    return [[1] + [draw.randrange(3, VOCAB) for _ in range(n)] for n in LENGTHS]
 
 
 @pytest.fixture(scope="session")

@@ -4,34 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from configs.schema import WindroseConfig
+from model.config import ModelConfig
+from model.kv_cache import block_bytes
+from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
 
-TOPOLOGIES = [(1, 0), (1, 1), (1, 2), (1, 3), (1, 8), (2, 2), (2, 4)]
 MAX_TOKENS = 24
-BLOCK_BYTES = 4 * 3 * 2 * 2 * 16 * 4  # tokens x layers x (k, v) x kv heads x head_dim x fp32
+BLOCK_SIZE = 4
+LENGTHS = (3, 61, 17, 1, 25, 90, 7, 33, 48, 2, 12, 75, 5, 19, 28, 40)
+
+DEMO = Path("configs/demo")
+PLAIN: dict[str, Any] = {"layers": 3, "experts": 8}
+SHAPES: dict[tuple[int, int], dict[str, Any]] = {
+    (1, 0): {"tie": True, "config_style": "v4"},
+    (1, 1): {"head_dim": 24},
+    (1, 2): {"sliding_window": 16},
+    (1, 3): {"experts": 5, "top_k": 3},
+    (1, 8): {"config_style": "v4", "shards": 3},
+    (2, 2): {"kv_heads": 1, "rope_theta": 1e6},
+    (2, 4): {"top_k": 1},
+}
+
+
+@pytest.fixture(params=SHAPES, ids=lambda topology: "A{}-E{}".format(*topology))
+def topology(request: pytest.FixtureRequest) -> tuple[int, int]:
+    chosen: tuple[int, int] = request.param
+    return chosen
+
+
+@pytest.fixture(params=["random", "demo"])
+def model(request: pytest.FixtureRequest, topology: tuple[int, int], tmp_path: Path) -> Path:
+    """The demo checkpoint, or a random one of a shape that no other topology has."""
+    if request.param == "demo":
+        return DEMO
+    return make_checkpoint(tmp_path / "random", **{**PLAIN, **SHAPES[topology]})
 
 
 def small_config(checkpoint: Path, attention: int, experts: int) -> WindroseConfig:
     """Chunks that cut prompts, and a cache so small that sequences must be preempted."""
+    shape = ModelConfig.from_dir(checkpoint)
     return WindroseConfig(
         model=str(checkpoint),
+        dtype="float32",
         attention_actors=attention,
         expert_actors=experts,
         cpus_per_actor=0.1,
         threads_per_actor=1,
-        block_size=4,
+        block_size=BLOCK_SIZE,
         max_model_len=128,
         max_num_seqs=16,
         max_num_batched_tokens=24,
-        kv_cache_memory_bytes=40 * BLOCK_BYTES,
+        kv_cache_memory_bytes=40 * block_bytes(shape, BLOCK_SIZE, torch.float32),
     )
 
 
@@ -88,25 +121,22 @@ async def ask_all(
     return answers + list(zip(prompts, together, strict=True))
 
 
-@pytest.mark.parametrize(("attention", "experts"), TOPOLOGIES)
 def test_greedy_equals_transformers(
-    cluster: Cluster,
-    checkpoint: Path,
-    reference: Reference,
-    prompts: list[list[int]],
-    attention: int,
-    experts: int,
+    cluster: Cluster, model: Path, topology: tuple[int, int]
 ) -> None:
-    config = small_config(checkpoint, attention, experts)
-    with cluster.deployed(config, f"t{attention}{experts}") as url:
+    shape = ModelConfig.from_dir(model)
+    draw = random.Random(5)
+    prompts = [[1] + [draw.randrange(3, shape.vocab_size) for _ in range(n)] for n in LENGTHS]
+    reference = Reference(model)
+    with cluster.deployed(small_config(model, *topology), "topology") as url:
         for prompt, (token_ids, logprobs) in asyncio.run(ask_all(url, prompts)):
             expected = reference.greedy(tuple(prompt), MAX_TOKENS)
             assert tuple(token_ids) == expected.token_ids, f"prompt of {len(prompt)}"
             assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-        check_load(url, attention, experts)
+        check_load(url, shape, *topology)
 
 
-def check_load(url: str, attention: int, experts: int) -> None:
+def check_load(url: str, shape: ModelConfig, attention: int, experts: int) -> None:
     """Counts are exact, placement is whole, and the squeeze was real."""
     state = httpx.get(f"{url}/v1/experts").json()
     roles = [actor["role"] for actor in state["actors"]]
@@ -118,7 +148,7 @@ def check_load(url: str, attention: int, experts: int) -> None:
     assert holders == set(owners)
     metrics = httpx.get(f"{url}/metrics").text
     rows = sum_of(metrics, "windrose_engine_rows_total")
-    assert [sum(layer) for layer in state["tokens"]] == [2 * rows] * 3
+    assert [sum(layer) for layer in state["tokens"]] == [shape.top_k * rows] * shape.num_layers
     assert sum_of(metrics, "windrose_num_preemptions_total") > 0
     assert sum_of(metrics, "windrose_num_requests_running") == 0
     assert sum_of(metrics, "windrose_kv_cache_usage_perc") == 0

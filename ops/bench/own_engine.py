@@ -1,0 +1,68 @@
+"""Windrose's engine as a peer, and what every peer of the offline benchmark does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+
+from actors.engine_build import colocated_engine
+from actors.messages import GenerateRequest
+from actors.model_plan import ModelPlan
+from model.sampling_params import SamplingParams
+from ops.bench.burst import Arrival, Burst
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One burst's timing, and its tokens in the order of the prompts."""
+
+    burst: Burst
+    token_ids: list[list[int]]
+
+
+class Peer(Protocol):
+    """Something that continues a batch of prompts."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the results."""
+        ...
+
+    def generate(self, prompts: list[tuple[int, ...]], output_tokens: int) -> Generated:
+        """Continue every prompt by exactly `output_tokens` greedy tokens."""
+        ...
+
+
+class OwnEngine:
+    """The whole model in this process: topology (1, 0), no Ray, no HTTP, no tokenizer."""
+
+    name = "windrose"
+
+    def __init__(self, plan: ModelPlan) -> None:
+        self._engine = colocated_engine(plan, torch.device(plan.device)).engine
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence lost its KV blocks to others and was computed again, so far."""
+        return self._engine.stats().num_preemptions
+
+    def generate(self, prompts: list[tuple[int, ...]], output_tokens: int) -> Generated:
+        """Submit all prompts at once and run the engine until the last has its tokens."""
+        params = SamplingParams(output_tokens, seed=0, temperature=0.0, ignore_eos=True)
+        arrivals: list[list[Arrival]] = [[] for _ in prompts]
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        began_s = perf_counter()
+        for index, prompt in enumerate(prompts):
+            self._engine.add(GenerateRequest(str(index), "bench", prompt, params))
+        while self._engine.scheduler.has_work:
+            events = self._engine.run_step(self._engine.plan_step())
+            time_s = perf_counter() - began_s  # one for all: a step's tokens are known together
+            for event in events:
+                index = int(event.request_id)
+                arrivals[index].append(Arrival(time_s, len(event.token_ids)))
+                token_ids[index] += event.token_ids
+        assert all(len(ids) == output_tokens for ids in token_ids), "a stream ended early"
+        return Generated(Burst(tuple(map(tuple, arrivals))), token_ids)
