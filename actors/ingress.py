@@ -6,19 +6,22 @@ import asyncio
 import time
 import uuid
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from actors.http_api import create_api
+from actors.naming import namespace_of
 from actors.pipeline_client import PipelineClient
 from actors.request_metrics import RequestMetrics
-from actors.router import Router
 from actors.serving_state import ServingState
-from actors.spawn import namespace_of
 from configs.schema import WindroseConfig
 from model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
+    from actors.router import Router
 
 _DRAIN_POLL_S = 0.05
 _LAST_BYTES_S = 0.25

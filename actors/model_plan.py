@@ -120,8 +120,8 @@ def _max_model_len(
         return config.max_model_len or longest
     per_block = block_bytes(model, config.block_size, getattr(torch, dtype))
     capacity = cache_bytes // per_block * config.block_size
-    wanted = config.max_model_len or min(longest, capacity)
-    if wanted > capacity or wanted < 1:
+    wanted = config.max_model_len or max(1, min(longest, capacity))
+    if wanted > capacity:
         raise ValueError(
             f"kv_cache_memory_bytes ({cache_bytes}) holds {capacity} tokens of this model, fewer "
             f"than max_model_len ({wanted}): raise the one or lower the other"

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -22,8 +22,10 @@ from ray.serve.handle import DeploymentHandle
 from actors.actor_stats import ActorStats
 from actors.errors import ApiError, Unavailable
 from actors.messages import GenerateRequest, TokenEvent
-from actors.router import Router
 from actors.survey import experts_json, metrics_text
+
+if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
+    from actors.router import Router
 
 _RETRY_PAUSE_S = 0.2
 _POLL_S = 1.0

@@ -21,8 +21,9 @@ from torch.distributed import TCPStore
 from actors.assignment import assign
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan, plan_model
+from actors.naming import actor_name, namespace_of
 from actors.process_group import Rendezvous, host_store
-from actors.spawn import actor_name, namespace_of, spawn_pipeline
+from actors.spawn import spawn_pipeline
 from configs.schema import WindroseConfig
 from model.placement import ExpertPlacement, split_evenly
 

@@ -11,18 +11,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.attention import AttentionActor
 from actors.expert import ExpertActor
 from actors.model_plan import ModelPlan
+from actors.naming import actor_name
 
 Handle = Any  # Ray's actor handle: its methods are those of the class, each with .remote()
-
-
-def actor_name(pipeline: str, role: str, rank: int) -> str:
-    """The name other processes find an actor by, within its application's namespace."""
-    return f"{pipeline}/{role}/{rank}"
-
-
-def namespace_of(application: str) -> str:
-    """Where one Serve application's actors have their names."""
-    return f"windrose-{application}"
 
 
 def spawn_pipeline(

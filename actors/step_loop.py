@@ -17,6 +17,7 @@ from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from model.exchange import Exchange
 
 _HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
+_SHORTEST_REST_S = 0.002
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class StepLoop:
             RuntimeError: a peer is gone.
         """
         engine, exchange = self._engine, self._exchange
+        rest_s = _SHORTEST_REST_S
         while True:
             self._take_in()
             stopping = self._stop.is_set()
@@ -79,21 +81,28 @@ class StepLoop:
                 if stopping:
                     return
                 if not plan:
-                    self._rest(None)
+                    self._woken(None)
                     continue
             else:
                 headers = exchange.open_step(plan.num_rows, 1, stop=stopping)
                 if any(header.stop for header in headers):
                     return
                 if not any(header.num_rows for header in headers):
-                    self._rest(_HEARTBEAT_S)
+                    # News that reaches a rank whose header is out goes into the step after, and
+                    # a wake may come before the news: stay near for as long as there was work.
+                    woken = self._woken(rest_s)
+                    rest_s = _SHORTEST_REST_S if woken else min(2 * rest_s, _HEARTBEAT_S)
                     continue
+                rest_s = _SHORTEST_REST_S
             if plan:
                 self._report(engine.run_step(plan))
 
-    def _rest(self, timeout_s: float | None) -> None:
-        self._wake.wait(timeout_s)
-        self._wake.clear()
+    def _woken(self, timeout_s: float | None) -> bool:
+        """Rest until woken or for so long; returns whether it was woken."""
+        woken = self._wake.wait(timeout_s)
+        if woken:
+            self._wake.clear()
+        return woken
 
     def _take_in(self) -> None:
         while True:

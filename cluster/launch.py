@@ -14,7 +14,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from actors.actor_stats import ActorStats
-from actors.spawn import namespace_of
+from actors.naming import namespace_of
 from cluster.app import build_app
 from configs.schema import WindroseConfig
 
@@ -41,7 +41,9 @@ def deploy(config: WindroseConfig) -> None:
         ValueError: the checkpoint or the settings are at fault, or Serve listens elsewhere.
     """
     serve.start(http_options={"host": config.host, "port": config.port})
-    listening = _get_global_client().http_config
+    client = _get_global_client()
+    assert client is not None, "Serve has just been started"
+    listening = client.http_config
     if listening.port != config.port:
         raise ValueError(
             f"Serve already runs on this cluster, on {listening.host}:{listening.port}; "

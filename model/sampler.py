@@ -79,7 +79,11 @@ def sample(logits_SV: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
     if min(token_ids) < 0:
         bad = [i for i, token_id in enumerate(token_ids) if token_id < 0]
         raise FloatingPointError(f"the largest logit is not a finite number in rows {bad}")
-    return Sampled(token_ids, _logprobs(raw_SV, rows, token_ids))
+    logprobs: list[TokenLogprobs | None] = []
+    for start in range(0, len(rows), at_once):
+        span = slice(start, start + at_once)
+        logprobs += _logprobs(raw_SV[span], rows[span], token_ids[span])
+    return Sampled(token_ids, logprobs)
 
 
 def _argmax(logits_RV: torch.Tensor) -> torch.Tensor:

@@ -39,8 +39,8 @@ def pick(weights_RV: torch.Tensor, draws_R: torch.Tensor) -> torch.Tensor:
     Draws are float64 in [0, 1). A row must hold a positive weight.
     """
     cumulative_RV = weights_RV.cumsum(dim=-1)
-    total_R1 = cumulative_RV[:, -1:]
-    target_R1 = torch.minimum((draws_R[:, None] * total_R1.double()).long(), total_R1 - 1)
+    # A draw is at most 1 - 2 ** -53, so even a rounded product stays below the total.
+    target_R1 = (draws_R[:, None] * cumulative_RV[:, -1:].double()).long()
     # The first id whose cumulative weight exceeds the target, so always one that weighs something.
     return torch.searchsorted(cumulative_RV, target_R1, right=True)[:, 0]
 

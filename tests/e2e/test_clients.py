@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import httpx
 import openai
@@ -44,8 +45,9 @@ def test_the_openai_client_gets_what_transformers_says(url: str) -> None:
         temperature=0,
         extra_body={"return_token_ids": True},
     )
-    prompt = tuple(answer.model_extra["prompt_token_ids"])
-    token_ids = tuple(answer.choices[0].model_extra["token_ids"])
+    whole = answer.to_dict()
+    prompt = tuple(cast(list[int], whole["prompt_token_ids"]))
+    token_ids = tuple(cast(list[dict[str, list[int]]], whole["choices"])[0]["token_ids"])
     expected = Reference(DEMO).greedy(prompt, len(token_ids))
     assert token_ids == expected.token_ids
     assert answer.choices[0].finish_reason == "stop"

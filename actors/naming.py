@@ -1,0 +1,13 @@
+"""How the actors of an application find each other: names in Ray, within a namespace of its own."""
+
+from __future__ import annotations
+
+
+def actor_name(pipeline: str, role: str, rank: int) -> str:
+    """The name other processes find an actor by, within its application's namespace."""
+    return f"{pipeline}/{role}/{rank}"
+
+
+def namespace_of(application: str) -> str:
+    """Where one Serve application's actors have their names."""
+    return f"windrose-{application}"
