@@ -90,10 +90,13 @@ def test_pick_inverts_the_cumulative_sum_and_skips_what_weighs_nothing() -> None
     assert ids.tolist() == [1, 1, 3, 3, 4, 4]
 
 
-def test_pick_of_a_huge_total_stays_in_range() -> None:
-    weights = torch.full((1, 3), 2**60 + 1)
-    draw = torch.tensor([1.0 - 2.0**-53], dtype=torch.float64)
-    assert pick(weights, draw).tolist() == [2]
+def test_the_largest_draw_stays_below_any_total() -> None:
+    # Totals around powers of two and halfway between doubles, where a product is rounded up most.
+    totals = [2**power + offset for power in (0, 1, 52, 53, 54, 60, 61) for offset in range(2048)]
+    totals += [2**62 - offset for offset in range(1, 2048)]
+    draws = torch.full((len(totals),), 1.0 - 2.0**-53, dtype=torch.float64)
+    weights = torch.tensor(totals)[:, None]
+    assert pick(weights, draws).tolist() == [0] * len(totals)
 
 
 @pytest.mark.parametrize("k", [1, 5, 50, 127, 128, 129, 999, 1000])

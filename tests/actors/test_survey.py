@@ -1,0 +1,151 @@
+"""What is made of the actors' words: the JSON of /v1/experts and the text of /metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors.actor_stats import ActorIdentity, ActorStats
+from actors.survey import balancedness, experts_json, metrics_text, total_tokens
+
+
+def actor(
+    rank: int, role: Literal["attention", "expert"], pipeline: str = "p0", **fields: Any
+) -> ActorStats:
+    identity = ActorIdentity(pipeline, rank, role, 4000 + rank, "10.0.0.1", "cpu")
+    stats = ActorStats(identity, "serving", None, 1000 * (rank + 1), 7, 7)
+    return replace(stats, **fields)
+
+
+PLACEMENT = (((2,), (2,), (3,)), ((3,), (2,), (2, 3)))
+APART = [
+    actor(
+        0,
+        "attention",
+        placement_version=5,
+        placement=PLACEMENT,
+        expert_tokens=[[6, 3, 0], [1, 1, 7]],
+        num_running=4,
+        num_waiting=2,
+        kv_cache_usage=0.25,
+        num_preemptions=3,
+        num_rows=9,
+        num_steps=5,
+    ),
+    actor(1, "attention", placement_version=5, placement=PLACEMENT, expert_tokens=[[0, 1, 2]] * 2),
+    actor(2, "expert", num_rows=30, wait_s=1.5, compute_s=2.25, num_steps=6),
+    actor(3, "expert", num_rows=12, wait_s=0.5, compute_s=0.125, num_steps=6),
+]
+
+
+def test_tokens_are_summed_over_actors() -> None:
+    assert total_tokens(APART) == [[6, 4, 2], [1, 2, 9]]
+    assert total_tokens(APART[2:]) == []
+    assert total_tokens([]) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "want"),
+    [
+        ([], 1.0),
+        ([[0, 0, 0]], 1.0),
+        ([[5, 5, 5, 5]], 1.0),
+        ([[8, 0, 0, 0]], 0.25),
+        ([[6, 4, 2]], 4 / 6),
+        ([[6, 4, 2], [12, 0, 0], [0, 0, 0]], (4 / 6 + 1 / 3) / 2),
+    ],
+)
+def test_balancedness_is_mean_over_max_averaged_over_layers(
+    tokens: list[list[int]], want: float
+) -> None:
+    assert balancedness(tokens) == pytest.approx(want)
+
+
+def test_experts_apart_as_json() -> None:
+    body = json.loads(json.dumps(experts_json(APART)))
+    assert body["placement_version"] == 5
+    assert body["placement"] == [[[2], [2], [3]], [[3], [2], [2, 3]]]
+    assert body["tokens"] == [[6, 4, 2], [1, 2, 9]]
+    assert body["balancedness"] == pytest.approx((4 / 6 + 4 / 9) / 2)
+    assert [one["rank"] for one in body["actors"]] == [0, 1, 2, 3]
+    assert body["actors"][2] == {
+        "pipeline": "p0",
+        "rank": 2,
+        "role": "expert",
+        "pid": 4002,
+        "node": "10.0.0.1",
+        "device": "cpu",
+        "phase": "serving",
+        "weights_bytes": 3000,
+    }
+
+
+def test_colocated_experts_are_on_every_attention_rank_of_their_pipeline() -> None:
+    stats = [
+        actor(0, "attention", expert_tokens=[[1, 2]]),
+        actor(1, "attention", expert_tokens=[[3, 4]]),
+        actor(0, "attention", "p1", expert_tokens=[[5, 6]]),
+    ]
+    body = experts_json(stats)
+    assert body["placement"] == [[[0, 1], [0, 1]]]
+    assert body["tokens"] == [[9, 12]]
+
+
+def test_actors_that_have_not_begun_make_valid_json() -> None:
+    body = experts_json([replace(actor(0, "attention"), phase="loading")])
+    assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
+    assert experts_json([])["actors"] == []
+
+
+def samples(stats: list[ActorStats]) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample: (name, label values by label, without the model's) -> value."""
+    found: dict[tuple[str, tuple[str, ...]], float] = {}
+    for family in text_string_to_metric_families(metrics_text(stats, "tiny")):
+        assert family.documentation
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == "tiny"
+            assert (family.type == "counter") == sample.name.endswith("_total"), sample
+            key = (sample.name, tuple(labels[label] for label in sorted(labels)))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_metrics_of_all_actors() -> None:
+    found = samples(APART)
+    for name, rank, value in [
+        ("windrose_num_requests_running", 0, 4),
+        ("windrose_num_requests_waiting", 0, 2),
+        ("windrose_kv_cache_usage_perc", 0, 0.25),
+        ("windrose_placement_version", 1, 5),
+        ("windrose_num_preemptions_total", 0, 3),
+        ("windrose_engine_steps_total", 0, 5),
+        ("windrose_engine_rows_total", 0, 9),
+        ("windrose_num_requests_running", 1, 0),
+        ("windrose_expert_actor_rows_total", 2, 30),
+        ("windrose_expert_actor_wait_seconds_total", 2, 1.5),
+        ("windrose_expert_actor_compute_seconds_total", 3, 0.125),
+    ]:
+        assert found.pop((name, ("p0", str(rank)))) == value
+    tokens = {
+        (key[1][1], key[1][0]): value
+        for key, value in found.items()
+        if key[0] == "windrose_expert_tokens_total"
+    }
+    assert tokens == {
+        ("0", "0"): 6, ("0", "1"): 4, ("0", "2"): 2,
+        ("1", "0"): 1, ("1", "1"): 2, ("1", "2"): 9,
+    }  # fmt: skip
+    # Attention actors have no expert actor's series, nor the reverse.
+    ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
+    assert not any("engine" in name and rank in "23" for name, rank in ranks)
+    assert not any("expert_actor" in name and rank in "01" for name, rank in ranks)
+
+
+def test_metrics_without_actors_are_valid() -> None:
+    assert samples([]) == {}
