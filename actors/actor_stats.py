@@ -22,6 +22,23 @@ class ActorIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """One interruption of a pipeline, and how long each phase of its end took."""
+
+    cause: str  # "death" or "hang" of an actor, or "link" where all were alive
+    dead: tuple[tuple[str, int], ...]  # (role, rank)
+    at_s: float  # Unix time it was noticed
+    fence_s: float  # until every survivor had left the epoch
+    start_s: float  # new processes, until their weights were loaded
+    join_s: float  # new process group
+
+    @property
+    def total_s(self) -> float:
+        """From the notice to the next step."""
+        return self.fence_s + self.start_s + self.join_s
+
+
+@dataclass(frozen=True, slots=True)
 class ActorStats:
     """One actor at one moment. Fields of the other role are left at their defaults."""
 
@@ -40,6 +57,7 @@ class ActorStats:
     kv_cache_usage: float = 0.0
     num_preemptions: int = 0
     num_rows: int = 0
+    recoveries: tuple[Recovery, ...] = ()
     # both
     num_steps: int = 0
     # expert

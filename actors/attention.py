@@ -12,17 +12,18 @@ from collections.abc import AsyncGenerator, Sequence
 import ray
 import torch
 
-from actors.actor_stats import ActorIdentity, ActorStats
+from actors.actor_stats import ActorIdentity, ActorStats, Recovery
 from actors.engine import Engine
 from actors.engine_build import all_experts, build_engine, exact_dispatcher
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
 from actors.process_group import Rendezvous, join
-from actors.rank_actor import LoopThread, Progress, identify, own_device
+from actors.rank_actor import Progress, RankLife, identify, own_device
 from actors.step_loop import StepLoop
 from model.checkpoint import Checkpoint
 from model.decoder import DecoderWeights
 from model.dispatch import Dispatcher, LocalDispatcher
+from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange
 from model.expert_load import ExpertLoad
 from model.experts import ExpertShard
@@ -47,9 +48,11 @@ class AttentionActor:
         self._load: ExpertLoad | None = None
         self._engine: Engine | None = None
         self._step_loop: StepLoop | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._recoveries: tuple[Recovery, ...] = ()
         self._outboxes: dict[str, asyncio.Queue[StepEvents | None]] = {}
         self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._thread = LoopThread(self._identity, self._on_failure)
+        self._life = RankLife(self._identity, self._close_outboxes)
 
     @ray.method
     async def load(self) -> ActorStats:
@@ -58,9 +61,9 @@ class AttentionActor:
         Raises:
             CheckpointError: names the file and key at fault.
         """
-        self._thread.phase = "loading"
+        self._life.phase = "loading"
         await asyncio.to_thread(self._load_weights)
-        self._thread.phase = "loaded"
+        self._life.phase = "loaded"
         return self._stats()
 
     def _load_weights(self) -> None:
@@ -77,7 +80,8 @@ class AttentionActor:
 
     @ray.method
     async def join(self, rendezvous: Rendezvous, placement: ExpertPlacement) -> None:
-        """Meet the other ranks of the pipeline; returns when all are there."""
+        """Meet the other ranks for a new epoch; returns when all are there."""
+        self._life.epochs.interrupt()
         self._placement = placement
         self._exchange = await asyncio.to_thread(
             join,
@@ -86,6 +90,22 @@ class AttentionActor:
             self._identity.node,
             self._device,
         )
+        self._life.epochs.begin(rendezvous.epoch, self._exchange)
+
+    @ray.method
+    async def suspend(self) -> None:
+        """Leave the epoch: nothing is sent or received until `join` begins another."""
+        self._life.epochs.interrupt()
+
+    @ray.method
+    async def watch(self, epoch: int) -> None:
+        """Return once `epoch` is over for this rank, or its loop has ended."""
+        await self._life.watch(epoch)
+
+    @ray.method
+    async def note(self, recoveries: tuple[Recovery, ...]) -> None:
+        """Keep the pipeline's recoveries so far, for whoever asks for stats."""
+        self._recoveries = recoveries
 
     @ray.method
     async def serve(self) -> None:
@@ -93,15 +113,30 @@ class AttentionActor:
         self._event_loop = asyncio.get_running_loop()
         engine = await asyncio.to_thread(self._build_engine)
         self._step_loop = StepLoop(engine, self._exchange, self._emit)
-        self._thread.start(self._step_loop.run)
+        self._life.start(self._run)
+
+    def _run(self) -> None:
+        assert self._step_loop is not None
+        if self._exchange is None:
+            self._step_loop.run()
+        else:
+            self._life.epochs.run(self._run_epoch)
+
+    def _run_epoch(self, exchange: Exchange) -> None:
+        assert self._step_loop is not None and self._placement is not None
+        assert isinstance(self._dispatcher, ExactDispatcher)
+        self._dispatcher.attach(exchange, self._placement)
+        self._step_loop.attach(exchange)
+        self._step_loop.run()
 
     def _build_engine(self) -> Engine:
         assert self._weights is not None
-        built = build_engine(self._plan, self._weights, self._dispatcher(), self._device)
+        self._dispatcher = self._make_dispatcher()
+        built = build_engine(self._plan, self._weights, self._dispatcher, self._device)
         self._engine, self._load = built.engine, built.load
         return built.engine
 
-    def _dispatcher(self) -> Dispatcher:
+    def _make_dispatcher(self) -> Dispatcher:
         if self._shard is not None:
             return LocalDispatcher(self._shard)
         assert self._exchange is not None and self._placement is not None
@@ -114,8 +149,8 @@ class AttentionActor:
         Raises:
             RuntimeError: this rank does not serve (any more).
         """
-        if self._step_loop is None or self._thread.phase != "serving":
-            raise RuntimeError(f"attention rank {self._identity.rank} is {self._thread.phase}")
+        if self._step_loop is None or self._life.phase != "serving":
+            raise RuntimeError(f"attention rank {self._identity.rank} is {self._life.phase}")
         self._step_loop.submit(requests)
         return self._step_loop.num_unfinished
 
@@ -144,8 +179,8 @@ class AttentionActor:
                     return
                 events = events + more
             yield events
-        if self._thread.failure is not None:
-            raise RuntimeError(self._thread.failure)
+        if self._life.failure is not None:
+            raise RuntimeError(self._life.failure)
 
     @ray.method
     async def stats(self) -> ActorStats:
@@ -158,8 +193,8 @@ class AttentionActor:
         shard_bytes = 0 if self._shard is None else self._shard.num_bytes
         return ActorStats(
             identity=self._identity,
-            phase=self._thread.phase,
-            failure=self._thread.failure,
+            phase=self._life.phase,
+            failure=self._life.failure,
             weights_bytes=shard_bytes + (0 if self._weights is None else self._weights.num_bytes),
             read_bytes=self._progress.read_bytes,
             weights_on_disk_bytes=self._progress.total_bytes,
@@ -172,6 +207,7 @@ class AttentionActor:
             num_preemptions=0 if engine is None else engine.num_preemptions,
             num_rows=0 if engine is None else engine.num_rows,
             num_steps=0 if engine is None else engine.num_steps,
+            recoveries=self._recoveries,
         )
 
     @ray.method
@@ -179,7 +215,8 @@ class AttentionActor:
         """End the step loop, and with it those of all ranks of the pipeline."""
         if self._step_loop is not None:
             self._step_loop.stop()
-            await asyncio.to_thread(self._thread.join, 10.0)
+            self._life.epochs.stop()
+            await asyncio.to_thread(self._life.join_thread, 10.0)
         for outbox in self._outboxes.values():
             outbox.put_nowait(None)
 
@@ -192,10 +229,6 @@ class AttentionActor:
 
     def _deliver(self, ingress_id: str, events: StepEvents) -> None:
         self._outbox(ingress_id).put_nowait(events)
-
-    def _on_failure(self, _failure: str) -> None:
-        assert self._event_loop is not None
-        self._event_loop.call_soon_threadsafe(self._close_outboxes)
 
     def _close_outboxes(self) -> None:
         for outbox in self._outboxes.values():

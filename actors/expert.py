@@ -15,7 +15,7 @@ from actors.actor_stats import ActorIdentity, ActorStats
 from actors.engine_build import expert_server
 from actors.model_plan import ModelPlan
 from actors.process_group import Rendezvous, join
-from actors.rank_actor import LoopThread, Progress, identify, own_device
+from actors.rank_actor import Progress, RankLife, identify, own_device
 from model.checkpoint import Checkpoint
 from model.exchange import Exchange
 from model.expert_server import ExpertServer
@@ -37,7 +37,7 @@ class ExpertActor:
         self._shard: ExpertShard | None = None
         self._exchange: Exchange | None = None
         self._server: ExpertServer | None = None
-        self._thread = LoopThread(self._identity, lambda _failure: None)
+        self._life = RankLife(self._identity, lambda: None)
 
     @ray.method
     async def load(self, placement: ExpertPlacement) -> ActorStats:
@@ -46,9 +46,9 @@ class ExpertActor:
         Raises:
             CheckpointError: names the file and key at fault.
         """
-        self._thread.phase = "loading"
+        self._life.phase = "loading"
         await asyncio.to_thread(self._load_experts, placement.held_by(self._identity.rank))
-        self._thread.phase = "loaded"
+        self._life.phase = "loaded"
         return self._stats()
 
     def _load_experts(self, held: list[tuple[int, int]]) -> None:
@@ -62,7 +62,8 @@ class ExpertActor:
 
     @ray.method
     async def join(self, rendezvous: Rendezvous) -> None:
-        """Meet the other ranks of the pipeline; returns when all are there."""
+        """Meet the other ranks for a new epoch; returns when all are there."""
+        self._life.epochs.interrupt()
         self._exchange = await asyncio.to_thread(
             join,
             rendezvous,
@@ -70,13 +71,29 @@ class ExpertActor:
             self._identity.node,
             self._device,
         )
+        self._life.epochs.begin(rendezvous.epoch, self._exchange)
+
+    @ray.method
+    async def suspend(self) -> None:
+        """Leave the epoch: nothing is sent or received until `join` begins another."""
+        self._life.epochs.interrupt()
+
+    @ray.method
+    async def watch(self, epoch: int) -> None:
+        """Return once `epoch` is over for this rank, or its loop has ended."""
+        await self._life.watch(epoch)
 
     @ray.method
     async def serve(self) -> None:
         """Start the serving loop."""
         assert self._exchange is not None and self._shard is not None
         self._server = expert_server(self._plan, self._exchange, self._shard, self._device)
-        self._thread.start(self._server.run)
+        self._life.start(lambda: self._life.epochs.run(self._run_epoch))
+
+    def _run_epoch(self, exchange: Exchange) -> None:
+        assert self._server is not None
+        self._server.attach(exchange)
+        self._server.run()
 
     @ray.method
     async def stats(self) -> ActorStats:
@@ -87,8 +104,8 @@ class ExpertActor:
         times = None if self._server is None else self._server.times
         return ActorStats(
             identity=self._identity,
-            phase=self._thread.phase,
-            failure=self._thread.failure,
+            phase=self._life.phase,
+            failure=self._life.failure,
             weights_bytes=0 if self._shard is None else self._shard.num_bytes,
             read_bytes=self._progress.read_bytes,
             weights_on_disk_bytes=self._progress.total_bytes,

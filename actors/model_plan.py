@@ -42,6 +42,11 @@ class ModelPlan:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
+    @property
+    def num_ranks(self) -> int:
+        """All actors of the pipeline."""
+        return self.num_attention + self.num_expert
+
     def ranks(self, own: int) -> Ranks:
         """The rank table as the actor of rank `own` sees it."""
         return Ranks(self.num_attention, self.num_expert, own)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def actor_name(pipeline: str, role: str, rank: int) -> str:
-    """The name other processes find an actor by, within its application's namespace."""
-    return f"{pipeline}/{role}/{rank}"
+def actor_name(pipeline: str, role: str, rank: int, spawned: int) -> str:
+    """The name other processes find an actor by; `spawned` tells it from those it replaced."""
+    return f"{pipeline}/{role}/{rank}/{spawned}"
 
 
 def namespace_of(application: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,38 +12,58 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.attention import AttentionActor
 from actors.expert import ExpertActor
 from actors.model_plan import ModelPlan
-from actors.naming import actor_name
-
-Handle = Any  # Ray's actor handle: its methods are those of the class, each with .remote()
+from actors.naming import actor_name, namespace_of
 
 
-def spawn_pipeline(
-    pipeline: str,
-    plan: ModelPlan,
-    group: PlacementGroup,
-    namespace: str,
-    cpus_per_actor: float,
-) -> tuple[list[Handle], list[Handle]]:
-    """Start all actors of a pipeline, attention ranks first; returns (attention, expert) handles.
+@dataclass(slots=True)
+class Member:
+    """The actor that has a rank now."""
 
-    Bundle 0 of the placement group is the router's own; rank r gets bundle r + 1.
+    rank: int
+    role: str
+    name: str
+    handle: Any  # Ray's handle of an AttentionActor or ExpertActor
+
+
+class Spawner:
+    """Starts the actor of a rank, as often as it takes, in the rank's own bundle of resources.
+
+    Bundle 0 of the placement group is the router's; rank r has bundle r + 1.
     """
-    handles = []
-    for rank in range(plan.num_attention + plan.num_expert):
-        is_attention = rank < plan.num_attention
-        actor_class = AttentionActor if is_attention else ExpertActor
-        handles.append(
-            ray.remote(actor_class)
+
+    def __init__(
+        self,
+        pipeline: str,
+        plan: ModelPlan,
+        group: PlacementGroup,
+        application: str,
+        cpus_per_actor: float,
+    ) -> None:
+        self._pipeline = pipeline
+        self._plan = plan
+        self._group = group
+        self._namespace = namespace_of(application)
+        self._cpus_per_actor = cpus_per_actor
+        self._num_spawned = 0
+
+    def spawn(self, rank: int) -> Member:
+        """Start the actor of one rank; its name is new, since a dead one's may linger."""
+        is_attention = rank < self._plan.num_attention
+        role = "attention" if is_attention else "expert"
+        name = actor_name(self._pipeline, role, rank, self._num_spawned)
+        self._num_spawned += 1
+        handle = (
+            ray.remote(AttentionActor if is_attention else ExpertActor)
             .options(
-                name=actor_name(pipeline, "attention" if is_attention else "expert", rank),
-                namespace=namespace,
-                num_cpus=cpus_per_actor,
-                num_gpus=1 if plan.device == "cuda" else 0,
+                name=name,
+                namespace=self._namespace,
+                num_cpus=self._cpus_per_actor,
+                num_gpus=1 if self._plan.device == "cuda" else 0,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=group, placement_group_bundle_index=rank + 1
+                    placement_group=self._group, placement_group_bundle_index=rank + 1
                 ),
             )
-            .remote(pipeline, rank, plan)
+            .remote(self._pipeline, rank, self._plan)
         )
-    return handles[: plan.num_attention], handles[plan.num_attention :]
+        return Member(rank, role, name, handle)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from actors.engine import Engine
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
+from actors.scheduler import StepPlan
 from model.exchange import Exchange
 
 _HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
@@ -38,6 +39,11 @@ class StepLoop:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._ingress_of: dict[str, str] = {}
+        self._plan: StepPlan | None = None  # chosen, and not yet run to its end
+
+    def attach(self, exchange: Exchange) -> None:
+        """Go on over another epoch's exchange, while `run` is not running."""
+        self._exchange = exchange
 
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
         """Hand in requests for the next step; any thread."""
@@ -66,17 +72,19 @@ class StepLoop:
         return len(self._ingress_of) + self._inbox.qsize()
 
     def run(self) -> None:
-        """Loop until told to stop.
+        """Loop until told to stop. After PeerLost it can be run again, over another exchange.
+
+        The step that was interrupted then runs again; writing its keys and values is idempotent.
 
         Raises:
-            RuntimeError: a peer is gone.
+            PeerLost: a peer is gone.
         """
         engine, exchange = self._engine, self._exchange
         rest_s = _SHORTEST_REST_S
         while True:
             self._take_in()
             stopping = self._stop.is_set()
-            plan = engine.plan_step()
+            plan = self._plan = self._plan or engine.plan_step()
             if exchange is None:
                 if stopping:
                     return
@@ -95,7 +103,9 @@ class StepLoop:
                     continue
                 rest_s = _SHORTEST_REST_S
             if plan:
-                self._report(engine.run_step(plan))
+                events = engine.run_step(plan)
+                self._plan = None
+                self._report(events)
 
     def _woken(self, timeout_s: float | None) -> bool:
         """Rest until woken or for so long; returns whether it was woken."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -64,6 +66,11 @@ def experts_json(stats: Sequence[ActorStats]) -> dict[str, object]:
         ],
         "tokens": tokens,
         "balancedness": balancedness(tokens),
+        "recoveries": [
+            {**asdict(recovery), "total_s": recovery.total_s}
+            for one in attention
+            for recovery in one.recoveries
+        ],
     }
 
 
@@ -111,7 +118,28 @@ class _EngineCollector(Collector):
             for expert_id, count in enumerate(row):
                 tokens.add_metric([self._model_name, str(layer), str(expert_id)], count)
         families.append(tokens)
+        families += self._recoveries(attention)
         return families
+
+    def _recoveries(self, attention: Sequence[ActorStats]) -> list[Metric]:
+        total = CounterMetricFamily(
+            "windrose_recoveries",
+            "Actors replaced, by role and cause",
+            labels=["model_name", "role", "cause"],
+        )
+        seconds = CounterMetricFamily(
+            "windrose_recovery_seconds",
+            "Time from the notice of a death to the next step, summed",
+            labels=["model_name"],
+        )
+        recoveries = [recovery for one in attention for recovery in one.recoveries]
+        replaced = Counter(
+            (role, recovery.cause) for recovery in recoveries for role, _rank in recovery.dead
+        )
+        for (role, cause), count in sorted(replaced.items()):
+            total.add_metric([self._model_name, role, cause], count)
+        seconds.add_metric([self._model_name], sum(recovery.total_s for recovery in recoveries))
+        return [total, seconds]
 
     def _where(self, one: ActorStats) -> list[str]:
         return [self._model_name, one.identity.pipeline, str(one.identity.rank)]

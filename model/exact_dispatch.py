@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.distributed import Work
 
-from model.exchange import Exchange
+from model.exchange import Exchange, Message
 from model.placement import ExpertPlacement
 from model.row_message import RowMessage
 
@@ -24,7 +23,7 @@ class _Part:
 
     rows_N: torch.Tensor
     sums_ND: torch.Tensor
-    arrival: Work
+    arrival: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class DispatchedRows:
 
     x_TD: torch.Tensor
     parts: list[_Part]
-    sends: list[Work]
+    sends: list[Message]
 
 
 class ExactDispatcher:
@@ -59,6 +58,11 @@ class ExactDispatcher:
         self._device = device
         self.set_placement(placement)
 
+    def attach(self, exchange: Exchange, placement: ExpertPlacement) -> None:
+        """Go on over another epoch's exchange, between two tries of a step; same ranks."""
+        self._exchange = exchange
+        self.set_placement(placement)
+
     def set_placement(self, placement: ExpertPlacement) -> None:
         """Use another placement from the next dispatch on; call between steps only."""
         self._holder_LE = np.array(
@@ -72,7 +76,7 @@ class ExactDispatcher:
         ids = ids_TK.cpu().numpy()
         weights = weights_TK.cpu().numpy()
         holder_TK = self._holder_LE[layer][ids]
-        sends: list[Work] = []
+        sends: list[Message] = []
         parts: list[_Part] = []
         for index, rank in enumerate(self._ranks):
             local_TK = holder_TK == rank

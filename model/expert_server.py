@@ -9,9 +9,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.distributed import Work
 
-from model.exchange import Exchange
+from model.exchange import Exchange, Message
 from model.experts import ExpertShard
 from model.row_message import RowMessage
 
@@ -50,12 +49,16 @@ class ExpertServer:
         self._device = device
         self.times = ServerTimes()
 
+    def attach(self, exchange: Exchange) -> None:
+        """Go on over another epoch's exchange, while `run` is not running; same ranks."""
+        self._exchange = exchange
+
     @torch.inference_mode()
     def run(self) -> None:
         """Serve steps until told to stop.
 
         Raises:
-            RuntimeError: a peer is gone.
+            PeerLost: a peer is gone.
         """
         while self.serve_step():
             pass
@@ -64,7 +67,7 @@ class ExpertServer:
         """Wait for a step and run its layers; returns False when it was told to stop.
 
         Raises:
-            RuntimeError: a peer is gone.
+            PeerLost: a peer is gone.
         """
         headers = self._exchange.await_step()
         if any(header.stop for header in headers):
@@ -94,7 +97,7 @@ class ExpertServer:
         y_RD = self._shard.forward(
             layer, _joined(rows), _joined(ids), _joined(weights).to(self._device)
         )
-        sends: list[Work] = []
+        sends: list[Message] = []
         offset = 0
         for rank, count in zip(senders, counts, strict=True):
             sends.append(self._exchange.send_result(y_RD[offset : offset + count], rank))

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -105,7 +106,7 @@ def serving(model: Path, *flags: str) -> Iterator[Server]:
 class Stream(threading.Thread):
     """One streaming request; collects token ids, and tells when the first has come."""
 
-    def __init__(self, url: str, prompt: list[int], max_tokens: int) -> None:
+    def __init__(self, url: str, prompt: list[int], max_tokens: int, **extra: Any) -> None:
         super().__init__()
         self._url = url
         self.prompt = prompt
@@ -116,6 +117,7 @@ class Stream(threading.Thread):
             "ignore_eos": True,
             "stream": True,
             "return_token_ids": True,
+            **extra,
         }
         self.token_ids: list[int] = []
         self.done = False

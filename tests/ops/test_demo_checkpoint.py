@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from ops.demo_corpus.build import Conversation, conversations
 from ops.train_demo import encode
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
 EOS = 2
