@@ -5,6 +5,7 @@ The attention actor drives it; a benchmark or a test can drive it as well, in an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ from actors.messages import GenerateRequest, TokenEvent
 from actors.scheduler import ScheduledChunk, Scheduler, StepPlan
 from model.decoder import Decoder
 from model.kv_cache import KVCache
-from model.sampler import SampleRow, sample
+from model.sampler import NonFiniteLogits, SampleRow, sample
+from model.sampling_params import TokenLogprobs
 from model.step_batch import Chunk, build_batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,34 @@ class Engine:
             self._device,
         )
         logits_CV = self._decoder.forward(batch, self._cache)
-        rows = [_sample_row(chunk) for chunk in plan.sampling_chunks()]
-        sampled = sample(logits_CV, rows)
+        sampled, failed = self._sample(logits_CV, plan)
         self._num_steps += 1
         self._num_rows += plan.num_rows
-        return self.scheduler.finish_step(
-            plan, list(zip(sampled.token_ids, sampled.logprobs, strict=True))
-        )
+        return self.scheduler.finish_step(plan, sampled) + failed
+
+    def _sample(
+        self, logits_CV: torch.Tensor, plan: StepPlan
+    ) -> tuple[list[tuple[int, TokenLogprobs | None]], list[TokenEvent]]:
+        """Draw a token for every sampling chunk; sequences that have none end with "abort"."""
+        chunks = plan.sampling_chunks()
+        rows = [_sample_row(chunk) for chunk in chunks]
+        try:
+            drawn = sample(logits_CV, rows)
+            return list(zip(drawn.token_ids, drawn.logprobs, strict=True)), []
+        except NonFiniteLogits as error:
+            bad = set(error.rows)
+        failed = []
+        for index in bad:
+            sequence = chunks[index].sequence
+            logger.error("request %s: the model gave no finite logits", sequence.request_id)
+            self._cache.clear(sequence.block_ids)
+            self.scheduler.abort(sequence.request_id)
+            failed.append(TokenEvent(sequence.request_id, (), None, "abort"))
+        good = [index for index in range(len(rows)) if index not in bad]
+        drawn = sample(logits_CV[good], [rows[index] for index in good])
+        entries = dict(zip(good, zip(drawn.token_ids, drawn.logprobs, strict=True), strict=True))
+        # What stands for an aborted sequence is never looked at.
+        return [entries.get(index, (0, None)) for index in range(len(rows))], failed
 
     def run(self, requests: list[GenerateRequest], on_event: Callable[[TokenEvent], None]) -> None:
         """Run requests to their end in this thread: offline use with a local dispatcher."""

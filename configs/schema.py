@@ -93,7 +93,7 @@ class WindroseConfig(BaseModel):
     peer_timeout_s: Annotated[
         float,
         _setting("timeouts", "seconds an actor waits for another's message in a step", gt=0),
-    ] = 60.0
+    ] = 10.0
     pipeline_wait_s: Annotated[
         float,
         _setting("timeouts", "seconds a request waits for a pipeline before a 503", gt=0),

@@ -6,6 +6,8 @@ d head dimension, T rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from model.config import ModelConfig
@@ -43,6 +45,12 @@ class KVCache:
         """Store the rows' keys and values at their slots."""
         self._keys_LSGd[layer].index_copy_(0, slots_T, keys_TGd)
         self._values_LSGd[layer].index_copy_(0, slots_T, values_TGd)
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Zero blocks that may hold NaN or infinity, before another sequence gets them."""
+        blocks = torch.tensor(block_ids, device=self._keys_LSGd.device)
+        for layer_SGd in (*self._keys_LSGd, *self._values_LSGd):
+            self._blocks(layer_SGd).index_fill_(0, blocks, 0)
 
     def gather(self, layer: int, blocks_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (keys, values) of B block tables of N blocks each, [B, N * block_size, G, d]."""

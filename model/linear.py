@@ -27,6 +27,11 @@ class Linear:
             torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1) if self._packed else weight_OI
         )
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it holds a copy of its own, not the tensor it was made from."""
+        return self._packed
+
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """Return y_TO in the dtype of x."""
         if self._packed:

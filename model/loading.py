@@ -77,8 +77,8 @@ def load_decoder(
         layers=tuple(layers),
         norm=norm,
         head=head,
-        num_bytes=sum(math.prod(shape) for shape in attention_shapes(config).values())
-        * dtype.itemsize,
+        num_bytes=(head.num_bytes if head.is_packed and config.tie_word_embeddings else 0)
+        + sum(math.prod(shape) for shape in attention_shapes(config).values()) * dtype.itemsize,
     )
 
 

@@ -53,13 +53,21 @@ class Sampled:
     logprobs: list[TokenLogprobs | None]
 
 
+class NonFiniteLogits(FloatingPointError):
+    """No token can be drawn in `rows`, whose largest logit is NaN or infinite."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"the largest logit is not a finite number in rows {rows}")
+        self.rows = rows
+
+
 @torch.inference_mode()
 def sample(logits_SV: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
     """Draws one token per row. Logits of any float dtype, on any device, are left as they are.
 
     Order, as in vLLM: logit_bias, repetition, then presence and frequency penalty, temperature,
     min_p, top_k (ties with the k-th stay), top_p (of tied tokens the lower ids), draw. Greedy rows
-    take the best logit (lowest id of equals) after the penalties. FloatingPointError if a row's
+    take the best logit (lowest id of equals) after the penalties. NonFiniteLogits if a row's
     largest logit is not finite; ValueError if a row names a token outside the vocabulary.
     """
     assert logits_SV.shape[0] == len(rows), (logits_SV.shape, len(rows))
@@ -78,7 +86,7 @@ def sample(logits_SV: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
     token_ids: list[int] = torch.where(best_S1[:, 0].isfinite(), ids_S, -1).tolist()
     if min(token_ids) < 0:
         bad = [i for i, token_id in enumerate(token_ids) if token_id < 0]
-        raise FloatingPointError(f"the largest logit is not a finite number in rows {bad}")
+        raise NonFiniteLogits(bad)
     logprobs: list[TokenLogprobs | None] = []
     for start in range(0, len(rows), at_once):
         span = slice(start, start + at_once)

@@ -10,6 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+
+from actors.engine_build import BuiltEngine, all_experts, colocated_engine
+from model.checkpoint import Checkpoint
+from model.decoder import Decoder
+from model.dispatch import LocalDispatcher
+from model.expert_load import ExpertLoad
+from model.kv_cache import KVCache
+from model.loading import load_decoder, load_experts
+from model.rope import Rope
+from model.step_batch import Chunk, build_batch
+from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (
     MAX_MODEL_LEN,
     PROMPT_LENGTHS,
@@ -22,17 +33,6 @@ from tests.greedy_reference import (
     run_engine,
     tiny_plan,
 )
-
-from actors.engine_build import BuiltEngine, all_experts, colocated_engine
-from model.checkpoint import Checkpoint
-from model.decoder import Decoder
-from model.dispatch import LocalDispatcher
-from model.expert_load import ExpertLoad
-from model.kv_cache import KVCache
-from model.loading import load_decoder, load_experts
-from model.rope import Rope
-from model.step_batch import Chunk, build_batch
-from tests.checkpoints import make_checkpoint
 
 CPU = torch.device("cpu")
 MAX_TOKENS = 12

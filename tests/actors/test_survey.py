@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.actor_stats import ActorIdentity, ActorStats
+from actors.actor_stats import ActorIdentity, ActorStats, Recovery
 from actors.survey import balancedness, experts_json, metrics_text, total_tokens
 
 
@@ -141,11 +141,28 @@ def test_metrics_of_all_actors() -> None:
         ("0", "0"): 6, ("0", "1"): 4, ("0", "2"): 2,
         ("1", "0"): 1, ("1", "1"): 2, ("1", "2"): 9,
     }  # fmt: skip
+    assert found.pop(("windrose_recovery_seconds_total", ())) == 0
     # Attention actors have no expert actor's series, nor the reverse.
     ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
     assert not any("engine" in name and rank in "23" for name, rank in ranks)
     assert not any("expert_actor" in name and rank in "01" for name, rank in ranks)
 
 
+def test_recoveries_are_told_by_role_and_cause() -> None:
+    deaths = (
+        Recovery("death", (("expert", 2), ("expert", 3)), 1.0, 0.25, 1.5, 0.25),
+        Recovery("hang", (("attention", 1),), 2.0, 3.0, 1.0, 0.0),
+        Recovery("link", (), 3.0, 0.5, 0.0, 0.5),
+    )
+    stats = [replace(APART[0], recoveries=deaths), *APART[1:]]
+    found = samples(stats)
+    assert found["windrose_recoveries_total", ("death", "expert")] == 2
+    assert found["windrose_recoveries_total", ("hang", "attention")] == 1
+    assert found["windrose_recovery_seconds_total", ()] == 7.0
+    told = cast(list[dict[str, object]], experts_json(stats)["recoveries"])
+    assert [one["total_s"] for one in told] == [2.0, 4.0, 1.0]
+    assert told[0]["dead"] == (("expert", 2), ("expert", 3))
+
+
 def test_metrics_without_actors_are_valid() -> None:
-    assert samples([]) == {}
+    assert samples([]) == {("windrose_recovery_seconds_total", ()): 0}

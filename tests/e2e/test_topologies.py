@@ -64,6 +64,7 @@ def small_config(checkpoint: Path, attention: int, experts: int) -> WindroseConf
         max_model_len=128,
         max_num_seqs=16,
         max_num_batched_tokens=24,
+        peer_timeout_s=60.0,
         kv_cache_memory_bytes=40 * block_bytes(shape, BLOCK_SIZE, torch.float32),
     )
 
