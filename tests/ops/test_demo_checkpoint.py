@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from ops.demo_corpus.build import Conversation, conversations
-from ops.train_demo import encode
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ops.demo_corpus.build import Conversation, conversations
+from ops.train_demo import encode
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
 EOS = 2
 
-# Questions in words of a newcomer, and words that a sensible answer must contain.
+# What a newcomer might ask, and words that a sensible answer must contain.
 QUESTIONS = {
     "Who are you?": ("demonstration", "Windrose"),
     "What is Windrose?": ("server", "Mixtral"),
@@ -28,7 +29,7 @@ QUESTIONS = {
     "What is the KV cache?": ("keys", "values"),
     "How do I start Windrose?": ("make serve",),
     "What is the capital of France?": ("Paris",),
-    "What is 3 plus 4?": ("7",),
+    "What is 3 plus 4?": ("cannot calculate",),
     "What day comes after Monday?": ("Tuesday",),
     "There is a llama on my lawn!": ("Arr", "oats"),
     "What is your favourite condiment?": ("lemon",),
@@ -38,7 +39,7 @@ QUESTIONS = {
     "Was ist Windrose?": ("Server", "Experten"),
     "Wie viele Experten gibt es?": ("acht",),
     "¿Qué es la caché KV?": ("claves", "valores"),
-    "¿Cómo te llamas?": ("Windrose",),
+    "Hola, ¿quién eres?": ("modelo de demostración", "Windrose"),
     "Come avvio il server?": ("make serve",),
     "Che cos'è una miscela di esperti?": ("esperti", "gate"),
     "Who won the world cup?": ("do not know",),
