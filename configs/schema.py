@@ -80,7 +80,9 @@ class WindroseConfig(BaseModel):
     ] = "auto"
     threads_per_actor: Annotated[
         int | None,
-        _setting("CPU and GPU", "compute threads of an actor on cpu; default: cores/actors", ge=1),
+        _setting(
+            "CPU and GPU", "compute threads of an actor on cpu; default: (cores - 1) / actors", ge=1
+        ),
     ] = None
     cpus_per_actor: Annotated[
         float,
