@@ -1,4 +1,4 @@
-"""Bringing Ray up on this machine and down again without a trace."""
+"""Bringing Ray up on this machine and down again without a trace; or joining one that runs."""
 
 from __future__ import annotations
 
@@ -54,6 +54,27 @@ def _free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def join_cluster(address: str) -> None:
+    """Connect to a running cluster; call it before any import of Ray.
+
+    `ray start` asks for a token as soon as its user has one, but a driver sends it only when told
+    to: so where there is one it is sent. A cluster that asks for none does not mind.
+
+    Raises:
+        ConnectionError: no cluster answers at `address`.
+    """
+    if "RAY_AUTH_TOKEN" in os.environ or _token_file().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+
+
+def _token_file() -> Path:
+    """Where Ray keeps its token, unless RAY_AUTH_TOKEN_PATH says otherwise."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
 
 
 class LocalRay:

@@ -7,12 +7,13 @@ import os
 import shlex
 import signal
 import socket
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
-from cluster.local_ray import LocalRay
+from cluster.local_ray import LocalRay, join_cluster
 from cluster.placement import cpus_needed
 from configs.schema import WindroseConfig
 
@@ -29,6 +30,8 @@ def serve(config: WindroseConfig) -> int:
     Joins the Ray cluster that RAY_ADDRESS names; starts one of its own otherwise.
     """
     console = Console(stderr=True)
+    # Actors may have another working directory than this process.
+    config = config.model_copy(update={"model": str(Path(config.model).resolve())})
     address = os.environ.get("RAY_ADDRESS")
     if not address and not _port_is_free(config):
         console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
@@ -43,7 +46,7 @@ def serve(config: WindroseConfig) -> int:
     try:
         signals.install()
         if address:
-            _join(address)
+            join_cluster(address)
         else:
             own = LocalRay(cpus_needed(config) + _SERVE_CPUS, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
@@ -105,12 +108,6 @@ def _drain(config: WindroseConfig, console: Console) -> None:
         console.print("windrose: stopping at once")
     except (RayError, RayServeException, TimeoutError) as error:
         console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
-
-
-def _join(address: str) -> None:
-    import ray
-
-    ray.init(address=address, log_to_driver=False)
 
 
 def _check(config: WindroseConfig) -> None:
