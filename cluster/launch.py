@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ def deploy(config: WindroseConfig) -> None:
     Raises:
         ValueError: the checkpoint or the settings are at fault, or Serve listens elsewhere.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
     client = _get_global_client()
     assert client is not None, "Serve has just been started"

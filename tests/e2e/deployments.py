@@ -34,6 +34,20 @@ class Cluster:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         return cls(local_ray, port)
 
+    @property
+    def address(self) -> str:
+        """What RAY_ADDRESS must say to join it."""
+        import ray
+
+        address: str = ray.get_runtime_context().gcs_address
+        return address
+
+    def applications(self) -> set[str]:
+        """Names of the applications that Serve has."""
+        from ray import serve
+
+        return set(serve.status().applications)
+
     def stop(self) -> None:
         """End everything the cluster started."""
         from ray import serve

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from configs.schema import WindroseConfig
@@ -115,3 +116,24 @@ def test_streams_go_on(
     assert len(pids) == 4
     assert len(after["recoveries"]) > len(before["recoveries"])
     assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_streams_go_on_when_the_router_dies(
+    url: str, undisturbed: dict[int, tuple[int, ...]]
+) -> None:
+    streams = start(url, range(NUM_STREAMS))
+    for stream in streams:
+        assert stream.started.wait(60.0)
+    routers = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if any("ServeReplica:deaths:Router" in part for part in process.info["cmdline"] or [])
+    ]
+    assert len(routers) == 1
+    before = {actor["pid"] for actor in httpx.get(f"{url}/v1/experts").json()["actors"]}
+    assert not any(stream.done for stream in streams), "they ended before it happened"
+    routers[0].kill()
+    for stream in finished(streams):
+        assert tuple(stream.token_ids) == undisturbed[stream.number], f"stream {stream.number}"
+    after = {actor["pid"] for actor in httpx.get(f"{url}/v1/experts").json()["actors"]}
+    assert not before & after, "the actors of a dead router must die with it"

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from tests.checkpoints import make_checkpoint
+from tests.e2e.deployments import Cluster
 from tests.ports import free_port
 
 WINDROSE = Path(sys.executable).parent / "windrose"
@@ -32,7 +33,7 @@ START_TIMEOUT_S = 180.0
 class Server:
     """A `windrose serve` process, and everything that carries its mark."""
 
-    def __init__(self, model: Path, *flags: str, port: int) -> None:
+    def __init__(self, model: Path, *flags: str, port: int, ray_address: str = "") -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._mark = uuid.uuid4().hex
@@ -40,6 +41,8 @@ class Server:
         self._tmp = runtime_dirs()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment[MARK] = self._mark
+        if ray_address:
+            environment["RAY_ADDRESS"] = ray_address
         self.process = subprocess.Popen(
             [WINDROSE, "serve", model, "--port", str(port), *flags],
             stdout=subprocess.PIPE,
@@ -163,6 +166,29 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
             assert len(stream.token_ids) == 400
         assert status == 0, stderr
         server.assert_nothing_left()
+
+
+def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpoint: Path) -> None:
+    flags = ("--expert-actors", "1", "--cpus-per-actor", "0.1")
+    server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
+    server.announcement()
+    body = {"prompt": [1, 5, 9], "max_tokens": 4, "ignore_eos": True}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60.0)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    server.process.send_signal(signal.SIGTERM)
+    status, stderr = server.end()
+    assert status == 0, stderr
+    assert "windrose" not in cluster.applications()
+    assert httpx.get(f"{server.url}/-/healthz").status_code != 500, "the proxy still answers"
+
+
+def test_says_where_serve_listens_on_a_cluster_that_has_it(
+    cluster: Cluster, checkpoint: Path
+) -> None:
+    server = Server(checkpoint, port=free_port(), ray_address=cluster.address)
+    status, stderr = server.end()
+    assert status == 1
+    assert f"use --port {cluster.port}" in stderr
 
 
 def test_ctrl_c_while_starting_leaves_nothing(checkpoint: Path) -> None:
