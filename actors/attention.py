@@ -17,7 +17,7 @@ from actors.engine import Engine
 from actors.engine_build import all_experts, build_engine, exact_dispatcher
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous, join
+from actors.process_group import Rendezvous
 from actors.rank_actor import Progress, RankLife, identify, own_device
 from actors.step_loop import StepLoop
 from model.checkpoint import Checkpoint
@@ -81,16 +81,9 @@ class AttentionActor:
     @ray.method
     async def join(self, rendezvous: Rendezvous, placement: ExpertPlacement) -> None:
         """Meet the other ranks for a new epoch; returns when all are there."""
-        self._life.epochs.interrupt()
         self._placement = placement
-        self._exchange = await asyncio.to_thread(
-            join,
-            rendezvous,
-            self._plan.ranks(self._identity.rank),
-            self._identity.node,
-            self._device,
-        )
-        self._life.epochs.begin(rendezvous.epoch, self._exchange)
+        ranks = self._plan.ranks(self._identity.rank)
+        self._exchange = await self._life.meet(rendezvous, ranks, self._device)
 
     @ray.method
     async def suspend(self) -> None:

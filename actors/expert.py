@@ -14,7 +14,7 @@ import torch
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.engine_build import expert_server
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous, join
+from actors.process_group import Rendezvous
 from actors.rank_actor import Progress, RankLife, identify, own_device
 from model.checkpoint import Checkpoint
 from model.exchange import Exchange
@@ -63,15 +63,8 @@ class ExpertActor:
     @ray.method
     async def join(self, rendezvous: Rendezvous) -> None:
         """Meet the other ranks for a new epoch; returns when all are there."""
-        self._life.epochs.interrupt()
-        self._exchange = await asyncio.to_thread(
-            join,
-            rendezvous,
-            self._plan.ranks(self._identity.rank),
-            self._identity.node,
-            self._device,
-        )
-        self._life.epochs.begin(rendezvous.epoch, self._exchange)
+        ranks = self._plan.ranks(self._identity.rank)
+        self._exchange = await self._life.meet(rendezvous, ranks, self._device)
 
     @ray.method
     async def suspend(self) -> None:

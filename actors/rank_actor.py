@@ -14,6 +14,8 @@ import torch
 from actors.actor_stats import ActorIdentity, Phase
 from actors.epochs import Epochs
 from actors.model_plan import ModelPlan
+from actors.process_group import Rendezvous, join
+from model.exchange import Exchange, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,17 @@ class RankLife:
         """Wait for the thread's end, at most this long."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+    async def meet(self, rendezvous: Rendezvous, ranks: Ranks, device: torch.device) -> Exchange:
+        """Leave the epoch, meet the other ranks for the next, and let the loop begin it.
+
+        Raises:
+            RuntimeError: a rank did not come in time.
+        """
+        self.epochs.interrupt()
+        exchange = await asyncio.to_thread(join, rendezvous, ranks, self._identity.node, device)
+        self.epochs.begin(rendezvous.epoch, exchange)
+        return exchange
 
     async def watch(self, epoch: int) -> None:
         """Return once `epoch` is over for this rank, or its loop has ended."""

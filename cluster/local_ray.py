@@ -6,6 +6,7 @@ import ctypes
 import logging
 import math
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import psutil
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GONE_TIMEOUT_S = 10.0
+_UNCLAIMED_PORTS = range(20000, 30000)
 _OBJECT_STORE_BYTES = 256 << 20  # requests and tokens; weights and rows never go through it
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
     HAProxy and Serve use fixed ports and paths by default, so that a second server on the
     machine would collide with the first; here each gets its own.
     """
-    free = _free_ports(5)
+    free = free_ports(4)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
@@ -48,12 +50,22 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
     }
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on.
+
+    Not from the range that outgoing connections get theirs from: one of Ray's many could take a
+    port between now and its use. Nor from Ray's own for workers and replicas.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(_UNCLAIMED_PORTS, len(_UNCLAIMED_PORTS)):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue  # somebody listens there
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise OSError(f"fewer than {count} free ports in {_UNCLAIMED_PORTS}")
 
 
 def join_cluster(address: str) -> None:

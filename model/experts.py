@@ -63,11 +63,13 @@ class ExpertShard:
         top_k = ids_RK.shape[1]
         ids_S = ids_RK.cpu().numpy().reshape(-1)
         order_S = np.argsort(ids_S, kind="stable")  # expert-major; the -1s come first
-        order_S = order_S[np.searchsorted(ids_S[order_S], 0) :]
+        counts_E = np.bincount(ids_S + 1, minlength=1)
+        order_S = order_S[counts_E[0] :]
         y_RD = torch.zeros_like(x_RD)
         if not len(order_S):
             return y_RD
-        chosen, counts = np.unique(ids_S[order_S], return_counts=True)
+        chosen = np.flatnonzero(counts_E[1:])
+        counts = counts_E[1:][chosen]
         slots_S = torch.from_numpy(order_S).to(x_RD.device)
         rows_S = slots_S // top_k
         parts = x_RD.index_select(0, rows_S).split(counts.tolist())

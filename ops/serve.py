@@ -67,6 +67,7 @@ def serve(config: WindroseConfig) -> int:
 def _run(config: WindroseConfig, console: Console, signals: _Signals, *, own_cluster: bool) -> int:
     # Imported only now: Ray Serve reads its settings from the environment at import.
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
 
     from cluster import launch
 
@@ -79,7 +80,7 @@ def _run(config: WindroseConfig, console: Console, signals: _Signals, *, own_clu
         _show_start(config, console)
         _announce(config, launch.local_url(config))
         signals.wait()
-    except (ValueError, TimeoutError, launch.DeployError) as error:
+    except (ValueError, TimeoutError, RayError, launch.DeployError) as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
