@@ -93,7 +93,8 @@ def test_the_async_openai_client(url: str) -> None:
 def test_a_client_that_leaves_frees_its_blocks(url: str) -> None:
     body = {"prompt": "Hello", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60.0) as answer:
-        next(answer.iter_bytes())
+        parts = answer.iter_bytes()  # held: a dropped iterator would close the connection
+        next(parts)
         assert sum_of(httpx.get(f"{url}/metrics").text, "windrose_num_requests_running") == 1
     for _ in range(200):
         metrics = httpx.get(f"{url}/metrics").text
