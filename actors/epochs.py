@@ -25,7 +25,6 @@ class Epochs:
         self._next: tuple[int, Exchange] | None = None
         self._current: Exchange | None = None
         self._stopped = False
-        self.num_lost = 0
 
     def begin(self, epoch: int, exchange: Exchange) -> None:
         """Let the loop go on over this exchange as soon as it has left the one before."""
@@ -65,5 +64,4 @@ class Epochs:
             finally:
                 with self._changed:
                     self._current = None
-            self.num_lost += 1
             self._on_lost(epoch)

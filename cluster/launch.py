@@ -120,5 +120,5 @@ def drain(timeout_s: float) -> int:
 
 
 def undeploy() -> None:
-    """Take the application off Serve; where Serve was started for it alone, end Serve instead."""
+    """Take the application off a Serve that goes on running for others."""
     serve.delete(APPLICATION)
