@@ -15,6 +15,7 @@ import torch
 from model.exchange import Exchange, Message
 from model.placement import ExpertPlacement
 from model.row_message import RowMessage
+from model.row_split import RowSplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class DispatchedRows:
 
 
 class ExactDispatcher:
-    """Attention side of the exact all-to-all; every expert rank gets one message per layer."""
+    """Attention side of the exact all-to-all; every expert rank gets one message per layer.
+
+    Before the first dispatch, `attach` gives it an exchange.
+    """
 
     def __init__(
         self,
-        exchange: Exchange,
-        placement: ExpertPlacement,
         *,
         max_rows: int,
         hidden: int,
@@ -49,25 +51,32 @@ class ExactDispatcher:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._exchange = exchange
-        self._ranks = list(exchange.ranks.expert)
-        self._messages = [RowMessage(max_rows, hidden, top_k, dtype, device) for _ in self._ranks]
-        self._sums = [
-            torch.empty(max_rows, hidden, dtype=dtype, device=device) for _ in self._ranks
-        ]
+        self._message_args = (max_rows, hidden, top_k, dtype, device)
         self._device = device
-        self.set_placement(placement)
+        self._messages: dict[int, RowMessage] = {}
+        self._sums: dict[int, torch.Tensor] = {}
 
     def attach(self, exchange: Exchange, placement: ExpertPlacement) -> None:
-        """Go on over another epoch's exchange, between two tries of a step; same ranks."""
+        """Go on over this epoch's exchange, between two steps or two tries of one."""
         self._exchange = exchange
+        ranks, (max_rows, hidden, _, dtype, device) = exchange.ranks.expert, self._message_args
+        self._messages = {
+            rank: self._messages.get(rank) or RowMessage(*self._message_args) for rank in ranks
+        }
+        self._sums = {
+            rank: self._sums[rank]
+            if rank in self._sums
+            else torch.empty(max_rows, hidden, dtype=dtype, device=device)
+            for rank in ranks
+        }
         self.set_placement(placement)
 
     def set_placement(self, placement: ExpertPlacement) -> None:
-        """Use another placement from the next dispatch on; call between steps only."""
-        self._holder_LE = np.array(
-            [[holders[0] for holders in experts] for experts in placement.ranks], np.int64
-        )
+        """Use another placement from the next dispatch on; call between steps only.
+
+        Every expert needs a holder among the exchange's ranks.
+        """
+        self._split = RowSplit(placement)
 
     def dispatch(
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -75,14 +84,13 @@ class ExactDispatcher:
         """Post the receives, then send each rank its rows. On GPU this waits for the gate."""
         ids = ids_TK.cpu().numpy()
         weights = weights_TK.cpu().numpy()
-        holder_TK = self._holder_LE[layer][ids]
+        holder_TK = self._split.holders(layer, ids)
         sends: list[Message] = []
         parts: list[_Part] = []
-        for index, rank in enumerate(self._ranks):
+        for rank, message in self._messages.items():
             local_TK = holder_TK == rank
             chosen = np.flatnonzero(local_TK.any(1))
             count = len(chosen)
-            message = self._messages[index]
             message.set_count(count)
             if count:
                 rows_N = torch.from_numpy(chosen)
@@ -91,7 +99,7 @@ class ExactDispatcher:
                 message.weights(count).numpy()[:] = np.where(here_NK, weights[chosen], 0.0)
                 rows_N = rows_N.to(self._device)
                 torch.index_select(x_TD, 0, rows_N, out=message.rows(count))
-                sums_ND = self._sums[index][:count]
+                sums_ND = self._sums[rank][:count]
                 parts.append(_Part(rows_N, sums_ND, self._exchange.receive_result(sums_ND, rank)))
             if self._exchange.one_message:
                 sends.append(self._exchange.send_rows(message.whole(count), rank))

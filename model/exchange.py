@@ -6,9 +6,10 @@ many messages follow, so no rank ever waits for one that does not come.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch.distributed import Work
@@ -16,6 +17,8 @@ from torch.distributed import Work
 _HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _NEVER_SENT_TAG = 1, 2, 3, 4, 5
 _STOP = 1
 _AT_ONCE = timedelta(milliseconds=1)
+
+LoopEnd = Literal["stop", "move"]  # why a rank's loop left its epoch without losing a peer
 
 
 class PeerLost(RuntimeError):
@@ -46,11 +49,11 @@ class PointToPoint(Protocol):
     """What is used of a torch.distributed process group: tagged messages between two ranks."""
 
     def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Work:
-        """Start sending one tensor to `rank`."""
+        """Start sending one tensor to the rank of that index."""
         ...
 
     def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Work:
-        """Start receiving one tensor from `rank`."""
+        """Start receiving one tensor from the rank of that index."""
         ...
 
     def abort(self) -> None:
@@ -59,36 +62,59 @@ class PointToPoint(Protocol):
 
 
 class StepHeader(NamedTuple):
-    """What one attention rank brings to a step; `num_rows` 0 and not `stop`: a heartbeat."""
+    """What one attention rank brings to a step; `num_rows` 0 and not `stop`: a heartbeat.
+
+    `next_epoch` is the epoch that the sender is ready to go over to, or 0.
+    """
 
     step: int
     num_rows: int
     placement_version: int
+    next_epoch: int
     stop: bool
+
+
+def all_move(headers: Sequence[StepHeader]) -> bool:
+    """Whether the step these headers open is left to the next epoch: all are ready for the same."""
+    return headers[0].next_epoch > 0 and len({header.next_epoch for header in headers}) == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Who is who in a pipeline: attention ranks come first, expert ranks after them."""
+    """The ranks that an epoch's groups connect, as one of them sees it.
 
-    num_attention: int
-    num_expert: int
+    A rank keeps its number for life; its index in a process group is its place among the ranks
+    that are there, attention before expert.
+    """
+
+    attention: tuple[int, ...]
+    expert: tuple[int, ...]
     own: int
 
-    @property
-    def attention(self) -> range:
-        """Ranks of the attention actors."""
-        return range(self.num_attention)
+    @classmethod
+    def of(cls, num_attention: int, num_expert: int, own: int) -> Ranks:
+        """All ranks of a whole pipeline: attention ranks come first, expert ranks after them."""
+        size = num_attention + num_expert
+        return cls(tuple(range(num_attention)), tuple(range(num_attention, size)), own)
 
     @property
-    def expert(self) -> range:
-        """Ranks of the expert actors."""
-        return range(self.num_attention, self.size)
+    def all(self) -> tuple[int, ...]:
+        """Every rank, by index in the group."""
+        return self.attention + self.expert
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Every rank but the own one."""
+        return tuple(rank for rank in self.all if rank != self.own)
 
     @property
     def size(self) -> int:
-        """All ranks."""
-        return self.num_attention + self.num_expert
+        """How many ranks there are."""
+        return len(self.attention) + len(self.expert)
+
+    def index(self, rank: int) -> int:
+        """A rank's index in the process group."""
+        return self.all.index(rank)
 
 
 class Exchange:
@@ -108,9 +134,10 @@ class Exchange:
         self._control = control
         self._data = data
         self._step = 0
+        self._index = {rank: index for index, rank in enumerate(ranks.all)}
 
     def open_step(
-        self, num_rows: int, placement_version: int, *, stop: bool = False
+        self, num_rows: int, placement_version: int, *, next_epoch: int = 0, stop: bool = False
     ) -> list[StepHeader]:
         """Attention side: tell all ranks what this one brings, and learn what its peers bring.
 
@@ -120,12 +147,10 @@ class Exchange:
             PeerLost: a peer is gone.
         """
         self._step += 1
-        mine = StepHeader(self._step, num_rows, placement_version, stop)
-        message = torch.tensor([self._step, num_rows, placement_version, _STOP if stop else 0])
+        mine = StepHeader(self._step, num_rows, placement_version, next_epoch, stop)
+        message = torch.tensor([*mine[:-1], _STOP if stop else 0])
         sends = [
-            self._send(self._control, message, rank, _HEADER_TAG)
-            for rank in range(self.ranks.size)
-            if rank != self.ranks.own
+            self._send(self._control, message, rank, _HEADER_TAG) for rank in self.ranks.others
         ]
         headers = self._receive_headers(mine)
         for message_sent in sends:
@@ -138,23 +163,26 @@ class Exchange:
         return self._receive_headers(None)
 
     def _receive_headers(self, mine: StepHeader | None) -> list[StepHeader]:
-        buffers = [torch.empty(4, dtype=torch.int64) for _ in self.ranks.attention]
-        works = [
-            self._receive(self._control, buffers[rank], rank, _HEADER_TAG)
+        buffers = {
+            rank: torch.empty(len(StepHeader._fields), dtype=torch.int64)
             for rank in self.ranks.attention
             if rank != self.ranks.own
+        }
+        works = [
+            self._receive(self._control, buffer, rank, _HEADER_TAG)
+            for rank, buffer in buffers.items()
         ]
         for message in works:
             message.wait()
         headers = []
-        for rank, buffer in enumerate(buffers):
+        for rank in self.ranks.attention:
             if mine is not None and rank == self.ranks.own:
                 headers.append(mine)
                 continue
-            step, num_rows, version, flags = buffer.tolist()
+            step, num_rows, version, next_epoch, flags = buffers[rank].tolist()
             if step != self._step:
                 raise PeerLost(f"rank {rank} is at step {step}, not {self._step}")
-            headers.append(StepHeader(step, num_rows, version, bool(flags & _STOP)))
+            headers.append(StepHeader(step, num_rows, version, next_epoch, bool(flags & _STOP)))
         return headers
 
     def send_routing(self, message: torch.Tensor, rank: int) -> Message:
@@ -187,27 +215,24 @@ class Exchange:
         gloo has no call for it, but closes a pair on which a receive timed out; so one that
         nobody answers is posted to every peer.
         """
-        for rank in range(self.ranks.size):
-            if rank == self.ranks.own:
-                continue
+        for rank in self.ranks.others:
             try:
                 message = torch.empty(1)
-                self._control.recv([message], rank, _NEVER_SENT_TAG).wait(_AT_ONCE)
+                index = self._index[rank]
+                self._control.recv([message], index, _NEVER_SENT_TAG).wait(_AT_ONCE)
             except RuntimeError:
                 continue  # as intended: the pair is closed now, or was before
         if self._data is not self._control:
             self._data.abort()
 
-    @staticmethod
-    def _send(group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
+    def _send(self, group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
         try:
-            return Message(group.send([tensor], rank, tag))
+            return Message(group.send([tensor], self._index[rank], tag))
         except RuntimeError as error:
             raise PeerLost(str(error)) from error
 
-    @staticmethod
-    def _receive(group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
+    def _receive(self, group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
         try:
-            return Message(group.recv([tensor], rank, tag))
+            return Message(group.recv([tensor], self._index[rank], tag))
         except RuntimeError as error:
             raise PeerLost(str(error)) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.exchange import Exchange, Message
+from model.exchange import Exchange, LoopEnd, Message, all_move
 from model.experts import ExpertShard
 from model.row_message import RowMessage
 
@@ -26,11 +26,13 @@ class ServerTimes:
 
 
 class ExpertServer:
-    """Serves one step at a time. Sees (layer, expert, rows), never a request."""
+    """Serves one step at a time. Sees (layer, expert, rows), never a request.
+
+    Before the first step, `attach` gives it an exchange.
+    """
 
     def __init__(
         self,
-        exchange: Exchange,
         shard: ExpertShard,
         *,
         num_layers: int,
@@ -40,52 +42,58 @@ class ExpertServer:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._exchange = exchange
         self._shard = shard
         self._num_layers = num_layers
-        self._messages = [
-            RowMessage(max_rows, hidden, top_k, dtype, device) for _ in exchange.ranks.attention
-        ]
+        self._message_args = (max_rows, hidden, top_k, dtype, device)
+        self._messages: dict[int, RowMessage] = {}
         self._device = device
         self.times = ServerTimes()
 
     def attach(self, exchange: Exchange) -> None:
-        """Go on over another epoch's exchange, while `run` is not running; same ranks."""
+        """Go on over this epoch's exchange, while `run` is not running."""
         self._exchange = exchange
+        self._messages = {
+            rank: self._messages.get(rank) or RowMessage(*self._message_args)
+            for rank in exchange.ranks.attention
+        }
 
     @torch.inference_mode()
-    def run(self) -> None:
-        """Serve steps until told to stop.
+    def run(self) -> LoopEnd:
+        """Serve steps until told to stop, or to go over to the next epoch.
 
         Raises:
             PeerLost: a peer is gone.
         """
-        while self.serve_step():
-            pass
+        while True:
+            end = self.serve_step()
+            if end is not None:
+                return end
 
-    def serve_step(self) -> bool:
-        """Wait for a step and run its layers; returns False when it was told to stop.
+    def serve_step(self) -> LoopEnd | None:
+        """Wait for a step and run its layers; returns an end when there is none to run.
 
         Raises:
             PeerLost: a peer is gone.
         """
         headers = self._exchange.await_step()
         if any(header.stop for header in headers):
-            return False
-        bringing = [rank for rank, header in enumerate(headers) if header.num_rows]
-        if bringing:
+            return "stop"
+        if all_move(headers):
+            return "move"
+        ranks = self._exchange.ranks.attention
+        rows_of = {rank: h.num_rows for rank, h in zip(ranks, headers, strict=True) if h.num_rows}
+        if rows_of:
             self.times.steps += 1
-            max_rows = [header.num_rows for header in headers]
             for layer in range(self._num_layers):
-                self._serve_layer(layer, bringing, max_rows)
-        return True
+                self._serve_layer(layer, rows_of)
+        return None
 
-    def _serve_layer(self, layer: int, bringing: list[int], max_rows: list[int]) -> None:
+    def _serve_layer(self, layer: int, rows_of: dict[int, int]) -> None:
         started = time.perf_counter()
-        counts = self._receive(bringing, max_rows)
+        counts = self._receive(rows_of)
         arrived = time.perf_counter()
         self.times.wait_s += arrived - started
-        senders = [rank for rank, count in zip(bringing, counts, strict=True) if count]
+        senders = [rank for rank, count in zip(rows_of, counts, strict=True) if count]
         counts = [count for count in counts if count]
         if not senders:
             return
@@ -106,26 +114,29 @@ class ExpertServer:
             work.wait()
         self.times.compute_s += time.perf_counter() - arrived
 
-    def _receive(self, bringing: list[int], max_rows: list[int]) -> list[int]:
-        """Receive one message of each attention rank; returns how many rows each sent."""
-        exchange = self._exchange
+    def _receive(self, rows_of: dict[int, int]) -> list[int]:
+        """Receive one message of each attention rank; returns how many rows each sent.
+
+        `rows_of` says how many each has in the step: no message can hold more.
+        """
+        exchange, messages = self._exchange, self._messages
         if exchange.one_message:
             works = [
-                exchange.receive_rows(self._messages[rank].whole(max_rows[rank]), rank)
-                for rank in bringing
+                exchange.receive_rows(messages[rank].whole(most), rank)
+                for rank, most in rows_of.items()
             ]
         else:
             works = [
-                exchange.receive_routing(self._messages[rank].routing(max_rows[rank]), rank)
-                for rank in bringing
+                exchange.receive_routing(messages[rank].routing(most), rank)
+                for rank, most in rows_of.items()
             ]
         for work in works:
             work.wait()
-        counts = [self._messages[rank].count for rank in bringing]
+        counts = [messages[rank].count for rank in rows_of]
         if not exchange.one_message:
             works = [
-                exchange.receive_rows(self._messages[rank].rows(count), rank)
-                for rank, count in zip(bringing, counts, strict=True)
+                exchange.receive_rows(messages[rank].rows(count), rank)
+                for rank, count in zip(rows_of, counts, strict=True)
                 if count
             ]
             for work in works:

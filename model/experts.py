@@ -37,20 +37,32 @@ class Expert:
 
 
 class ExpertShard:
-    """Some experts of some layers. Stateless between calls: rows in, weighted sums out."""
+    """Some experts of some layers. Stateless between calls: rows in, weighted sums out.
+
+    One thread may add and remove experts while another runs `forward` on those that stay.
+    """
 
     def __init__(self, experts: dict[tuple[int, int], Expert]) -> None:
         self._experts = experts
 
     @property
-    def held(self) -> Iterable[tuple[int, int]]:
+    def held(self) -> list[tuple[int, int]]:
         """The (layer, expert) pairs this shard can serve."""
-        return self._experts.keys()
+        return list(self._experts)
+
+    def add(self, other: ExpertShard) -> None:
+        """Serve the other's experts as well."""
+        self._experts.update(other._experts)
+
+    def remove(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Give up the weights of these; pairs that are not held are ignored."""
+        for pair in pairs:
+            self._experts.pop(pair, None)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights held."""
-        return sum(expert.num_bytes for expert in self._experts.values())
+        return sum(expert.num_bytes for expert in list(self._experts.values()))
 
     def forward(
         self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +21,13 @@ class ExpertPlacement:
             for expert, holders in enumerate(experts)
             if rank in holders
         ]
+
+    def within(self, ranks: Collection[int]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """`ranks[layer][expert]` of those holders that are among `ranks`; some may be empty."""
+        return tuple(
+            tuple(tuple(rank for rank in holders if rank in ranks) for holders in experts)
+            for experts in self.ranks
+        )
 
 
 def split_evenly(num_layers: int, num_experts: int, ranks: Sequence[int]) -> ExpertPlacement:

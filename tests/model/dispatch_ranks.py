@@ -134,7 +134,7 @@ class Scenario:
 def meet(scenario: Scenario, port: int, epoch: int, rank: int, timeout_s: float = 30.0) -> Exchange:
     return join(
         Rendezvous(HOST, port, epoch, timeout_s),
-        Ranks(scenario.num_attention, scenario.num_expert, rank),
+        Ranks.of(scenario.num_attention, scenario.num_expert, rank),
         HOST,
         CPU,
         one_message=scenario.one_message,
@@ -142,20 +142,19 @@ def meet(scenario: Scenario, port: int, epoch: int, rank: int, timeout_s: float 
 
 
 def dispatcher_of(scenario: Scenario, exchange: Exchange) -> ExactDispatcher:
-    return ExactDispatcher(
-        exchange,
-        scenario.placement,
+    dispatcher = ExactDispatcher(
         max_rows=MAX_ROWS,
         hidden=scenario.hidden,
         top_k=scenario.top_k,
         dtype=scenario.torch_dtype,
         device=CPU,
     )
+    dispatcher.attach(exchange, scenario.placement)
+    return dispatcher
 
 
 def server_of(scenario: Scenario, exchange: Exchange) -> ExpertServer:
-    return ExpertServer(
-        exchange,
+    server = ExpertServer(
         scenario.shard(scenario.placement.held_by(exchange.ranks.own)),
         num_layers=LAYERS,
         max_rows=MAX_ROWS,
@@ -164,6 +163,8 @@ def server_of(scenario: Scenario, exchange: Exchange) -> ExpertServer:
         dtype=scenario.torch_dtype,
         device=CPU,
     )
+    server.attach(exchange)
+    return server
 
 
 def attention_rank(
@@ -191,7 +192,7 @@ def _run_steps(scenario: Scenario, exchange: Exchange) -> tuple[int, float]:
         x = scenario.rows(step, rank)
         before = x.clone()
         for layer in range(LAYERS):
-            for sums in dispatcher._sums:
+            for sums in dispatcher._sums.values():
                 sums.fill_(torch.nan)
             routing = scenario.routing(step, rank, layer)
             y = dispatcher.combine(dispatcher.dispatch(layer, x, *routing))
@@ -219,7 +220,7 @@ def expert_rank(
     served = []
     for scenario in scenarios:
         server = server_of(scenario, exchange)
-        for message in server._messages:
+        for message in server._messages.values():
             message._host.fill_(0xFF)  # NaN rows and weights, id -1, count -1
         server.run()
         served.append((server.times.steps, server.times.rows))

@@ -131,14 +131,14 @@ def test_a_killed_rank_is_an_error_on_every_other_one_soon(
 
 def test_a_rank_that_does_not_come_is_an_error_after_the_timeout(port: int) -> None:
     with pytest.raises(RuntimeError):
-        join(Rendezvous(HOST, port, next(EPOCHS), 0.3), Ranks(1, 1, 0), HOST, CPU)
+        join(Rendezvous(HOST, port, next(EPOCHS), 0.3), Ranks.of(1, 1, 0), HOST, CPU)
 
 
 def two_ranks(port: int, timeout_s: float) -> tuple[Exchange, Exchange]:
     """Both sides of a (1, 1) in this process: attention, expert."""
     meeting = Rendezvous(HOST, port, next(EPOCHS), timeout_s)
     with ThreadPoolExecutor(2) as threads:
-        made = [threads.submit(join, meeting, Ranks(1, 1, r), HOST, CPU) for r in range(2)]
+        made = [threads.submit(join, meeting, Ranks.of(1, 1, r), HOST, CPU) for r in range(2)]
         return made[0].result(), made[1].result()
 
 
