@@ -1,4 +1,4 @@
-"""What an actor says of itself when asked: plain data for /v1/experts, /metrics and health."""
+"""What an actor says of itself when asked: plain data for /v1/experts and /metrics."""
 
 from __future__ import annotations
 
@@ -11,31 +11,14 @@ Phase = Literal["created", "loading", "loaded", "serving", "stopped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class ActorIdentity:
-    """Which actor, where."""
+    """Which actor, where. A rank of -1 is none: routers, ingresses and spares have none."""
 
     pipeline: str
     rank: int
-    role: Literal["attention", "expert"]
+    role: Literal["router", "attention", "expert", "spare", "ingress"]
     pid: int
     node: str
     device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """One interruption of a pipeline, and how long each phase of its end took."""
-
-    cause: str  # "death" or "hang" of an actor, or "link" where all were alive
-    dead: tuple[tuple[str, int], ...]  # (role, rank)
-    at_s: float  # Unix time it was noticed
-    fence_s: float  # until every survivor had left the epoch
-    start_s: float  # new processes, until their weights were loaded
-    join_s: float  # new process group
-
-    @property
-    def total_s(self) -> float:
-        """From the notice to the next step."""
-        return self.fence_s + self.start_s + self.join_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +40,6 @@ class ActorStats:
     kv_cache_usage: float = 0.0
     num_preemptions: int = 0
     num_rows: int = 0
-    recoveries: tuple[Recovery, ...] = ()
     # both
     num_steps: int = 0
     # expert

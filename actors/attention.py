@@ -1,72 +1,60 @@
-"""The attention actor: shared layers, KV cache, scheduling and sampling of its own requests.
+"""What an attention rank holds and does: shared layers, KV cache, engine, step loop, streams.
 
-Life: created, `load`, `join` (only with expert actors), `serve`, then requests in by `submit`
-and tokens out by `stream`, until `stop`. The maths and the loop are elsewhere; this is the shell.
+The maths and the loop are elsewhere; the Ray side is `rank_actor.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
-import ray
 import torch
 
-from actors.actor_stats import ActorIdentity, ActorStats, Recovery
-from actors.engine import Engine
-from actors.engine_build import all_experts, build_engine, exact_dispatcher
+from actors.actor_stats import ActorStats
+from actors.engine_build import BuiltEngine, all_experts, build_engine, exact_dispatcher
+from actors.epochs import Epoch, Epochs
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous
-from actors.rank_actor import Progress, RankLife, identify, own_device
+from actors.progress import Progress
 from actors.step_loop import StepLoop
 from model.checkpoint import Checkpoint
-from model.decoder import DecoderWeights
-from model.dispatch import Dispatcher, LocalDispatcher
+from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
-from model.exchange import Exchange
-from model.expert_load import ExpertLoad
-from model.experts import ExpertShard
+from model.exchange import LoopEnd
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement
 from model.weights import attention_keys, expert_keys
 
+LEASE_S = 15.0  # an ingress says every second that it is alive
 
-class AttentionActor:
-    """One attention rank. Ray runs its async methods; the step loop has a thread of its own."""
+logger = logging.getLogger(__name__)
 
-    def __init__(self, pipeline: str, rank: int, plan: ModelPlan) -> None:
-        torch.set_num_threads(plan.threads)
+
+class AttentionRank:
+    """One attention rank. Built on an event loop, where its streams are read."""
+
+    def __init__(self, plan: ModelPlan, device: torch.device, progress: Progress) -> None:
         self._plan = plan
-        self._identity: ActorIdentity = identify(pipeline, rank, plan)
-        self._device = own_device(plan)
-        self._progress = Progress()
-        self._weights: DecoderWeights | None = None
-        self._shard: ExpertShard | None = None
-        self._exchange: Exchange | None = None
-        self._placement: ExpertPlacement | None = None
-        self._load: ExpertLoad | None = None
-        self._engine: Engine | None = None
-        self._step_loop: StepLoop | None = None
-        self._dispatcher: Dispatcher | None = None
-        self._recoveries: tuple[Recovery, ...] = ()
+        self._device = device
+        self._progress = progress
+        self._event_loop = asyncio.get_running_loop()
         self._outboxes: dict[str, asyncio.Queue[StepEvents | None]] = {}
-        self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._life = RankLife(self._identity, self._close_outboxes)
+        self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
+        self._built: BuiltEngine | None = None
+        self._step_loop: StepLoop | None = None
+        self._dispatcher: ExactDispatcher | None = None
+        self._placement: ExpertPlacement | None = None
+        self._weights_bytes = 0
 
-    @ray.method
-    async def load(self) -> ActorStats:
-        """Read this rank's weights; in the colocated topology the experts too.
+    def load(self) -> None:
+        """Read the weights, in the colocated topology the experts' too, and build the engine.
 
         Raises:
             CheckpointError: names the file and key at fault.
         """
-        self._life.phase = "loading"
-        await asyncio.to_thread(self._load_weights)
-        self._life.phase = "loaded"
-        return self._stats()
-
-    def _load_weights(self) -> None:
         plan, checkpoint = self._plan, Checkpoint(self._plan.model_dir)
         held = all_experts(plan) if plan.num_expert == 0 else []
         keys = attention_keys(plan.model)
@@ -74,97 +62,83 @@ class AttentionActor:
             keys += expert_keys(plan.model, layer, expert)
         self._progress.total_bytes = checkpoint.total_bytes(keys)
         dtype, device = plan.torch_dtype, self._device
-        self._weights = load_decoder(checkpoint, plan.model, dtype, device, self._progress)
+        weights = load_decoder(checkpoint, plan.model, dtype, device, self._progress)
+        self._weights_bytes = weights.num_bytes
+        dispatcher: LocalDispatcher | ExactDispatcher
         if held:
-            self._shard = load_experts(checkpoint, plan.model, held, dtype, device, self._progress)
+            shard = load_experts(checkpoint, plan.model, held, dtype, device, self._progress)
+            self._weights_bytes += shard.num_bytes
+            dispatcher = LocalDispatcher(shard)
+        else:
+            dispatcher = self._dispatcher = exact_dispatcher(plan, device)
+        self._built = build_engine(plan, weights, dispatcher, device)
+        self._step_loop = StepLoop(self._built.engine, None, self._emit)
 
-    @ray.method
-    async def join(self, rendezvous: Rendezvous, placement: ExpertPlacement) -> None:
-        """Meet the other ranks for a new epoch; returns when all are there."""
-        self._placement = placement
-        ranks = self._plan.ranks(self._identity.rank)
-        self._exchange = await self._life.meet(rendezvous, ranks, self._device)
-
-    @ray.method
-    async def suspend(self) -> None:
-        """Leave the epoch: nothing is sent or received until `join` begins another."""
-        self._life.epochs.interrupt()
-
-    @ray.method
-    async def watch(self, epoch: int) -> None:
-        """Return once `epoch` is over for this rank, or its loop has ended."""
-        await self._life.watch(epoch)
-
-    @ray.method
-    async def note(self, recoveries: tuple[Recovery, ...]) -> None:
-        """Keep the pipeline's recoveries so far, for whoever asks for stats."""
-        self._recoveries = recoveries
-
-    @ray.method
-    async def serve(self) -> None:
-        """Build the engine and start the step loop; requests may come from now on."""
-        self._event_loop = asyncio.get_running_loop()
-        engine = await asyncio.to_thread(self._build_engine)
-        self._step_loop = StepLoop(engine, self._exchange, self._emit)
-        self._life.start(self._run)
-
-    def _run(self) -> None:
+    def run(self, epochs: Epochs) -> None:
+        """Serve until told to stop: over epochs, or alone where the experts are here."""
         assert self._step_loop is not None
-        if self._exchange is None:
+        if self._dispatcher is None:
             self._step_loop.run()
         else:
-            self._life.epochs.run(self._run_epoch)
+            epochs.run(self._run_epoch)
 
-    def _run_epoch(self, exchange: Exchange) -> None:
-        assert self._step_loop is not None and self._placement is not None
-        assert isinstance(self._dispatcher, ExactDispatcher)
-        self._dispatcher.attach(exchange, self._placement)
-        self._step_loop.attach(exchange)
-        self._step_loop.run()
+    def _run_epoch(self, epoch: Epoch) -> LoopEnd:
+        assert self._step_loop is not None and self._dispatcher is not None
+        self._dispatcher.attach(epoch.exchange, epoch.placement)
+        self._note_placement(epoch.placement)
+        self._step_loop.attach(epoch.exchange, epoch.number)
+        return self._step_loop.run()
 
-    def _build_engine(self) -> Engine:
-        assert self._weights is not None
-        self._dispatcher = self._make_dispatcher()
-        built = build_engine(self._plan, self._weights, self._dispatcher, self._device)
-        self._engine, self._load = built.engine, built.load
-        return built.engine
+    def _note_placement(self, placement: ExpertPlacement) -> None:
+        assert self._step_loop is not None
+        self._placement = placement
+        self._step_loop.placement_version = placement.version
 
-    def _make_dispatcher(self) -> Dispatcher:
-        if self._shard is not None:
-            return LocalDispatcher(self._shard)
-        assert self._exchange is not None and self._placement is not None
-        return exact_dispatcher(self._plan, self._exchange, self._placement, self._device)
+    async def adopt(self, placement: ExpertPlacement) -> None:
+        """Use this placement from the next step on; returns once no step uses an older one."""
+        assert self._step_loop is not None
+        done = self._event_loop.create_future()
 
-    @ray.method
-    async def submit(self, requests: Sequence[GenerateRequest]) -> int:
-        """Hand in requests (none: only join the others' next step); returns the unfinished ones.
+        def take_over() -> None:
+            assert self._dispatcher is not None and self._placement is not None
+            # An epoch that began meanwhile may have brought a newer one.
+            if placement.version > self._placement.version:
+                self._dispatcher.set_placement(placement)
+                self._note_placement(placement)
+            self._event_loop.call_soon_threadsafe(_end, done)
 
-        Raises:
-            RuntimeError: this rank does not serve (any more).
-        """
-        if self._step_loop is None or self._life.phase != "serving":
-            raise RuntimeError(f"attention rank {self._identity.rank} is {self._life.phase}")
+        self._step_loop.between_steps(take_over)
+        await done
+
+    def move(self, epoch: int) -> None:
+        """Go over to an epoch that has been met for, together with all attention ranks."""
+        assert self._step_loop is not None
+        self._step_loop.move(epoch)
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> int:
+        """Hand in requests (none: only join the others' next step); returns the unfinished ones."""
+        assert self._step_loop is not None
         self._step_loop.submit(requests)
         return self._step_loop.num_unfinished
 
-    @ray.method
-    async def abort(self, request_ids: Sequence[str]) -> None:
+    def abort(self, request_ids: Sequence[str]) -> None:
         """Drop requests whose client is gone; their blocks are free after the running step."""
         if self._step_loop is not None:
             self._step_loop.abort(request_ids)
 
-    @ray.method
-    async def stream(self, ingress_id: str) -> AsyncGenerator[StepEvents, None]:
-        """Yield what every step made for one ingress, until this rank ends.
+    def stop(self) -> None:
+        """End the step loop, and with it those of all ranks of the pipeline."""
+        if self._step_loop is not None:
+            self._step_loop.stop()
 
-        Raises:
-            RuntimeError: the rank failed; what it has not delivered must be submitted elsewhere.
-        """
+    async def stream(self, ingress_id: str) -> AsyncGenerator[StepEvents, None]:
+        """Yield what every step made for one ingress, until `close_streams`."""
+        self.renew(ingress_id)
         outbox = self._outbox(ingress_id)
         while True:
             events = await outbox.get()
             if events is None:
-                break
+                return
             while not outbox.empty():
                 more = outbox.get_nowait()
                 if more is None:
@@ -172,57 +146,56 @@ class AttentionActor:
                     return
                 events = events + more
             yield events
-        if self._life.failure is not None:
-            raise RuntimeError(self._life.failure)
 
-    @ray.method
-    async def stats(self) -> ActorStats:
-        """This actor at this moment."""
-        return self._stats()
+    def renew(self, ingress_id: str) -> None:
+        """An ingress is alive; drop the requests of those that have not said so for long."""
+        now_s = time.monotonic()
+        self._leases[ingress_id] = now_s + LEASE_S
+        for gone in [one for one, until_s in self._leases.items() if until_s < now_s]:
+            self.drop_ingress(gone)
 
-    def _stats(self) -> ActorStats:
-        engine = None if self._engine is None else self._engine.stats()
-        placement = self._placement
-        shard_bytes = 0 if self._shard is None else self._shard.num_bytes
-        return ActorStats(
-            identity=self._identity,
-            phase=self._life.phase,
-            failure=self._life.failure,
-            weights_bytes=shard_bytes + (0 if self._weights is None else self._weights.num_bytes),
-            read_bytes=self._progress.read_bytes,
-            weights_on_disk_bytes=self._progress.total_bytes,
-            placement_version=0 if placement is None else placement.version,
-            placement=() if placement is None else placement.ranks,
-            expert_tokens=() if self._load is None else self._load.totals(),
-            num_running=0 if engine is None else engine.num_running,
-            num_waiting=0 if engine is None else engine.num_waiting,
-            kv_cache_usage=0.0 if engine is None else engine.kv_cache_usage,
-            num_preemptions=0 if engine is None else engine.num_preemptions,
-            num_rows=0 if engine is None else engine.num_rows,
-            num_steps=0 if engine is None else engine.num_steps,
-            recoveries=self._recoveries,
-        )
-
-    @ray.method
-    async def stop(self) -> None:
-        """End the step loop, and with it those of all ranks of the pipeline."""
+    def drop_ingress(self, ingress_id: str) -> None:
+        """Drop the requests of an ingress that is gone, and its stream."""
+        logger.warning("ingress %s is gone: its requests are dropped", ingress_id)
+        del self._leases[ingress_id]
         if self._step_loop is not None:
-            self._step_loop.stop()
-            self._life.epochs.stop()
-            await asyncio.to_thread(self._life.join_thread, 10.0)
+            self._step_loop.drop_ingress(ingress_id)
+        outbox = self._outboxes.pop(ingress_id, None)
+        if outbox is not None:
+            outbox.put_nowait(None)  # one that was only slow submits again what it waits for
+
+    def close_streams(self) -> None:
+        """End every stream behind what is in it."""
         for outbox in self._outboxes.values():
             outbox.put_nowait(None)
+
+    def stats(self, base: ActorStats) -> ActorStats:
+        """`base` with this rank's part filled in."""
+        if self._built is None:
+            return base
+        engine, placement = self._built.engine.stats(), self._placement
+        return replace(
+            base,
+            weights_bytes=self._weights_bytes,
+            placement_version=0 if placement is None else placement.version,
+            placement=() if placement is None else placement.ranks,
+            expert_tokens=self._built.load.totals(),
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            kv_cache_usage=engine.kv_cache_usage,
+            num_preemptions=engine.num_preemptions,
+            num_rows=engine.num_rows,
+            num_steps=engine.num_steps,
+        )
 
     def _outbox(self, ingress_id: str) -> asyncio.Queue[StepEvents | None]:
         return self._outboxes.setdefault(ingress_id, asyncio.Queue())
 
     def _emit(self, ingress_id: str, events: StepEvents) -> None:
-        assert self._event_loop is not None
-        self._event_loop.call_soon_threadsafe(self._deliver, ingress_id, events)
+        deliver: Callable[[StepEvents], None] = self._outbox(ingress_id).put_nowait
+        self._event_loop.call_soon_threadsafe(deliver, events)
 
-    def _deliver(self, ingress_id: str, events: StepEvents) -> None:
-        self._outbox(ingress_id).put_nowait(events)
 
-    def _close_outboxes(self) -> None:
-        for outbox in self._outboxes.values():
-            outbox.put_nowait(None)
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

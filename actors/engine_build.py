@@ -14,13 +14,11 @@ from model.checkpoint import Checkpoint, OnRead
 from model.decoder import Decoder, DecoderWeights
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
-from model.exchange import Exchange
 from model.expert_load import ExpertLoad
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
-from model.placement import ExpertPlacement
 from model.rope import Rope
 
 
@@ -64,13 +62,9 @@ def colocated_engine(
     return build_engine(plan, weights, LocalDispatcher(shard), device)
 
 
-def exact_dispatcher(
-    plan: ModelPlan, exchange: Exchange, placement: ExpertPlacement, device: torch.device
-) -> ExactDispatcher:
-    """The attention side of the exact dispatcher, sized for the plan's steps."""
+def exact_dispatcher(plan: ModelPlan, device: torch.device) -> ExactDispatcher:
+    """The attention side of the exact dispatcher, sized for the plan's steps; not attached yet."""
     return ExactDispatcher(
-        exchange,
-        placement,
         max_rows=plan.limits.max_num_batched_tokens,
         hidden=plan.model.hidden_size,
         top_k=plan.model.top_k,
@@ -79,12 +73,9 @@ def exact_dispatcher(
     )
 
 
-def expert_server(
-    plan: ModelPlan, exchange: Exchange, shard: ExpertShard, device: torch.device
-) -> ExpertServer:
-    """The expert side of the exact dispatcher, sized for the plan's steps."""
+def expert_server(plan: ModelPlan, shard: ExpertShard, device: torch.device) -> ExpertServer:
+    """The expert side of the exact dispatcher, sized for the plan's steps; not attached yet."""
     return ExpertServer(
-        exchange,
         shard,
         num_layers=plan.model.num_layers,
         max_rows=plan.limits.max_num_batched_tokens,

@@ -1,7 +1,8 @@
-"""The life of a rank's loop over epochs: run until a peer is lost, wait for the next group.
+"""The life of a rank's loop over epochs: run until a peer is lost or all move on, then the next.
 
-An epoch is one set of process groups. When a rank is lost the epoch is over for all; the router
-replaces it and makes all ranks meet again, and each goes on where it stood.
+An epoch is one set of process groups. When a rank is lost the epoch is over for all, and the
+router makes those that are left meet again. A change of ranks without a loss is a move: the next
+groups are formed beside the old ones, and all ranks go over at the same step.
 """
 
 from __future__ import annotations
@@ -9,35 +10,53 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from model.exchange import Exchange, PeerLost
+from model.exchange import Exchange, LoopEnd, PeerLost
+from model.placement import ExpertPlacement
 
 logger = logging.getLogger(__name__)
 
 
-class Epochs:
-    """Hands a loop one exchange after another; `begin` and `interrupt` are for other threads."""
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One set of process groups, and the placement in force as it begins."""
 
-    def __init__(self, on_lost: Callable[[int], None]) -> None:
-        """Call `on_lost(epoch)` from the loop's thread whenever the loop had to leave one."""
-        self._on_lost = on_lost
+    number: int
+    exchange: Exchange
+    placement: ExpertPlacement
+
+
+class Epochs:
+    """Hands a loop one epoch after another; all methods but `run` are for other threads."""
+
+    def __init__(self, on_over: Callable[[int, bool], None]) -> None:
+        """Call `on_over(number, moved)` from the loop's thread whenever it has left an epoch."""
+        self._on_over = on_over
         self._changed = threading.Condition()
-        self._next: tuple[int, Exchange] | None = None
-        self._current: Exchange | None = None
+        self._newest = 0
+        self._next: Epoch | None = None
+        self._current: Epoch | None = None
+        self._left: Epoch | None = None
         self._stopped = False
 
-    def begin(self, epoch: int, exchange: Exchange) -> None:
-        """Let the loop go on over this exchange as soon as it has left the one before."""
+    def offer(self, epoch: Epoch) -> None:
+        """Let the loop go on with this epoch once it has left the one before; not with older ones.
+
+        A meeting that was given up may still end, late: what it made is not wanted any more.
+        """
         with self._changed:
-            self._next = (epoch, exchange)
-            self._changed.notify_all()
+            if epoch.number > self._newest:
+                self._newest = epoch.number
+                self._next = epoch
+                self._changed.notify_all()
 
     def interrupt(self) -> None:
         """Make the loop leave the epoch it is in, and forget one that it has not begun."""
         with self._changed:
-            self._next, exchange = None, self._current
-        if exchange is not None:
-            exchange.abort()
+            self._next, current = None, self._current
+        if current is not None:
+            current.exchange.abort()
 
     def stop(self) -> None:
         """Let a loop that waits for an epoch end."""
@@ -45,23 +64,27 @@ class Epochs:
             self._stopped = True
             self._changed.notify_all()
 
-    def run(self, loop: Callable[[Exchange], None]) -> None:
-        """Run `loop(exchange)` in every epoch until it returns, or `stop` while it waits."""
+    def run(self, loop: Callable[[Epoch], LoopEnd]) -> None:
+        """Run `loop(epoch)` in every epoch until one ends in "stop", or `stop` while it waits."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._next is not None or self._stopped)
                 if self._next is None:
                     return
-                (epoch, exchange), self._next = self._next, None
-                self._current = exchange
+                epoch, self._next = self._next, None
+                self._current = epoch
+            moved = False
             try:
-                loop(exchange)
+                moved = loop(epoch) == "move"
+                if not moved:
+                    return
             except PeerLost as lost:
-                logger.warning("epoch %d is over: %s", epoch, lost)
-                exchange.abort()  # peers that wait for this rank must not wait for their timeout
-            else:
-                return
+                logger.warning("epoch %d is over: %s", epoch.number, lost)
+                epoch.exchange.abort()  # peers that wait for this rank must not wait any longer
             finally:
                 with self._changed:
                     self._current = None
-            self._on_lost(epoch)
+            # A peer may still be reading what this rank said last: groups left by agreement stay
+            # open until the next are left.
+            self._left = epoch if moved else None
+            self._on_over(epoch.number, moved)

@@ -5,6 +5,7 @@
     |  `- BodyTooLarge          413                            request_too_large
     |- NotFound                 404     invalid_request_error
     |- MethodNotAllowed         405     invalid_request_error  method_not_allowed
+    |- Conflict                 409     conflict_error         conflict
     |- Overloaded               429     rate_limit_error       rate_limit_exceeded
     |- InternalError            500     server_error           internal_error
     `- Unavailable              503     server_error           service_unavailable
@@ -97,6 +98,14 @@ class MethodNotAllowed(ApiError):
     status = HTTPStatus.METHOD_NOT_ALLOWED
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """The request is in order and this is not the moment for it: try again later."""
+
+    status = HTTPStatus.CONFLICT
+    type = "conflict_error"
+    default_code = "conflict"
 
 
 class Overloaded(ApiError):

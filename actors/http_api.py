@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from actors.admin_api import add_admin_routes
 from actors.completion import deltas
 from actors.completion_plan import CompletionPlan, plan_chat, plan_completion
 from actors.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, Unavailable
@@ -73,6 +74,7 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
     app.add_api_route("/v1/models", list_models)
     app.add_api_route("/v1/models/{model_id:path}", retrieve_model)
     app.add_api_route("/v1/experts", experts)
+    add_admin_routes(app)
     app.add_api_route("/health", health)
     app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/version", version)

@@ -48,8 +48,8 @@ class ModelPlan:
         return self.num_attention + self.num_expert
 
     def ranks(self, own: int) -> Ranks:
-        """The rank table as the actor of rank `own` sees it."""
-        return Ranks(self.num_attention, self.num_expert, own)
+        """All ranks, as the actor of rank `own` sees them."""
+        return Ranks.of(self.num_attention, self.num_expert, own)
 
     def num_blocks(self, device: torch.device) -> int:
         """KV blocks of one attention actor: what the cache holds, but no more than it can use."""

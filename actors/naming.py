@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 
-def actor_name(pipeline: str, role: str, rank: int, spawned: int) -> str:
-    """The name other processes find an actor by; `spawned` tells it from those it replaced."""
-    return f"{pipeline}/{role}/{rank}/{spawned}"
+def actor_name(pipeline: str, kind: str, spawned: int) -> str:
+    """The name other processes find an actor by; `spawned` tells it from all of its pipeline."""
+    return f"{pipeline}/{kind}/{spawned}"
+
+
+def pipeline_of(name: str) -> str:
+    """The pipeline of an actor with this name."""
+    return name.split("/", 1)[0]
 
 
 def namespace_of(application: str) -> str:

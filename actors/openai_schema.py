@@ -1,5 +1,7 @@
 """What clients may send to /v1/chat/completions and /v1/completions, and what is refused.
 
+`parse_request` reads the bodies of the other routes too.
+
 Types are strict ("1" is no number, true is no integer), unknown fields are refused by name, and
 null means "not given". What needs the model (vocabulary, context) is checked in completion_plan.
 """
@@ -186,9 +188,10 @@ class CompletionRequest(SamplingFields):
 
 
 Schema = TypeVar("Schema", bound=SamplingFields)
+Body = TypeVar("Body", bound=BaseModel)
 
 
-def parse_request(body: bytes, schema: type[Schema]) -> Schema:
+def parse_request(body: bytes, schema: type[Body]) -> Body:
     """Reads a JSON body.
 
     Raises:
@@ -211,11 +214,15 @@ def parse_request(body: bytes, schema: type[Schema]) -> Schema:
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
     fields = without_nulls(fields)
-    for name, neutral in UNSUPPORTED.items():
-        if name in fields and fields.pop(name) not in neutral:
-            raise BadRequest(f"{name} is not supported", param=name, code="unsupported_parameter")
+    if issubclass(schema, SamplingFields):
+        for name, neutral in UNSUPPORTED.items():
+            if name in fields and fields.pop(name) not in neutral:
+                raise BadRequest(
+                    f"{name} is not supported", param=name, code="unsupported_parameter"
+                )
+    known = {field.alias or name for name, field in schema.model_fields.items()}
     for name in fields:
-        if name not in schema.model_fields:
+        if name not in known:
             raise _unknown(name)
     try:
         request = schema.model_validate(fields)

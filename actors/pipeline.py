@@ -1,34 +1,45 @@
 """One pipeline's actors: started together, watched, and replaced one by one when they die.
 
-While an actor is replaced the others keep their weights, their KV cache and their requests; they
-only wait for the next epoch, then run the interrupted step again.
+While an actor is replaced the others keep their weights, their KV cache and their requests. One
+task, the supervisor, carries out all changes, one after another: recoveries, ranks that join, and
+changes of the placement. A loss interrupts whatever else is under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
-from torch.distributed import TCPStore
 
-from actors.actor_stats import ActorStats, Recovery
+from actors.actor_stats import ActorIdentity, ActorStats
 from actors.assignment import assign
+from actors.balance_watch import BalanceWatch
+from actors.crew import Crew
+from actors.groups import Groups, forget
+from actors.live_placement import LivePlacement, Outcome
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous, host_store
-from actors.spawn import Member, Spawner
+from actors.pipeline_report import PipelineReport
+from actors.placement_messages import ChangeRefused, PlacementChange
+from actors.pulse import Pulse
+from actors.recovery import Answer, Losses, describe, losses, obstacle
+from actors.recovery_log import Recovery, RecoveryLog
+from actors.spawn import Spawner
 from configs.schema import WindroseConfig
-from model.placement import ExpertPlacement, split_evenly
+from model.placement import split_evenly
 
-_MAX_TRIES = 5  # in a row; then the pipeline is given up as a whole
+_MAX_MEETINGS = 5  # that fail in a row although all live; then the pipeline is given up
+_MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
+_ROLL_CALL_S = 2.0  # actors answer in milliseconds: who does not by then hangs
 _STOP_TIMEOUT_S = 15.0
-_NOTED = 100  # recoveries remembered for /v1/experts
 
 logger = logging.getLogger(__name__)
 
@@ -41,158 +52,158 @@ class Pipeline:
     ) -> None:
         self._config = config
         self._plan = plan
-        self._spawner = Spawner(name, plan, group, app, config.cpus_per_actor)
-        self._members = [self._spawner.spawn(rank) for rank in range(plan.num_ranks)]
-        self._unfinished = [0] * plan.num_attention
-        self._placement: ExpertPlacement | None = None
+        host = ray.util.get_node_ip_address()
+        self._identity = ActorIdentity(name, -1, "router", os.getpid(), host, "cpu")
+        spawner = Spawner(name, plan, group, app, config.cpus_per_actor)
+        self._crew = crew = Crew(
+            spawner, plan.num_attention, config.spare_actors, config.start_timeout_s, self._share
+        )
+        self._groups = Groups(host, plan.num_attention, config.peer_timeout_s)
+        self._balance = BalanceWatch(config)
+        self._wished = asyncio.Event()
+        self._placement: LivePlacement | None = None
         if plan.num_expert:
-            self._placement = split_evenly(
-                plan.model.num_layers, plan.model.num_experts, plan.ranks(0).expert
+            layers, experts = plan.model.num_layers, plan.model.num_experts
+            self._placement = LivePlacement(
+                name,
+                config,
+                crew,
+                self._groups,
+                split_evenly(layers, experts, plan.ranks(0).expert),
+                self._balance.load,
+                self._wished.set,
             )
-        self._host = ray.util.get_node_ip_address()
-        self._store: TCPStore | None = None
-        self._epoch = 0
+        self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
+        self._unfinished: dict[int, int] = {}
         self._whole = asyncio.Event()
-        self._recoveries: list[Recovery] = []
+        self._log = RecoveryLog()
 
-    @property
-    def attention(self) -> list[Member]:
-        """The attention actors, by rank."""
-        return self._members[: self._plan.num_attention]
+    def _share(self, rank: int) -> Sequence[tuple[int, int]]:
+        return () if self._placement is None else self._placement.share(rank)
 
     async def start(self) -> None:
         """Load all weights, meet, serve.
 
         Raises:
-            RayError: an actor failed or died.
+            RayError: a checkpoint cannot be loaded, or an actor died again and again.
             TimeoutError: not within `start_timeout_s`.
         """
-        timeout_s = self._config.start_timeout_s
-        await _all(map(self._load, self._members), timeout_s)
-        await self._meet(timeout_s)
-        await _all((member.handle.serve.remote() for member in self._members), timeout_s)
-        self._whole.set()
+        for rank in range(self._plan.num_ranks):
+            self._crew.fill(rank)
+        await asyncio.wait_for(self._all_ready(), self._config.start_timeout_s)
+        await self._meet_again(first=True)
+        self._crew.keep_spares()
+
+    async def _all_ready(self) -> None:
+        while len(self._crew.ready) < self._plan.num_ranks:
+            await self._crew.changed()
+            for fault in self._crew.faults.values():
+                # What an actor refuses it will refuse again; one that died may have had bad luck.
+                died = isinstance(fault.error, RayActorError)
+                if not died or fault.failures >= _MAX_FIRST_TRIES:
+                    raise fault.error
 
     async def supervise(self) -> None:
-        """Wait for trouble and mend it, for ever.
+        """Carry out what is to be done, for ever.
 
         Raises:
             RuntimeError: the pipeline could not be mended; it must be replaced as a whole.
         """
-        while True:
-            await self._trouble()
-            self._whole.clear()
-            await self._recover()
-            self._whole.set()
+        beat = asyncio.ensure_future(self._pulse.beat())
+        try:
+            while True:
+                trouble = asyncio.ensure_future(self._pulse.trouble(self._groups.epoch))
+                await _unless(trouble, self._next_job())
+                if trouble.done():
+                    await self._meet_again()
+                else:
+                    trouble.cancel()
+        finally:
+            beat.cancel()
 
-    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str]:
-        """Assign requests that arrived together; returns the name of each one's attention actor.
-
-        What an actor that has just died was given goes to another, or to its replacement.
-        """
-        names: dict[str, str] = {}
-        left = list(requests)
-        while left:
-            members = self.attention
-            chosen = assign(len(left), self._unfinished)
-            batches: list[list[GenerateRequest]] = [[] for _ in members]
-            for request, index in zip(left, chosen, strict=True):
-                batches[index].append(request)
-            # With experts apart the attention actors step together: those without new work are
-            # told too, so that a sleeping one joins the step.
-            told = [i for i, batch in enumerate(batches) if batch or self._plan.num_expert]
-            counts = await asyncio.gather(
-                *(members[i].handle.submit.remote(batches[i]) for i in told),
-                return_exceptions=True,
-            )
-            left = []
-            for index, count in zip(told, counts, strict=True):
-                if isinstance(count, BaseException):
-                    left += batches[index]
-                    continue
-                self._unfinished[index] = count
-                names |= {request.request_id: members[index].name for request in batches[index]}
-            if left:
-                logger.info("%d requests wait for an attention actor to be replaced", len(left))
-                await self._trouble_or_whole()
-        return [names[request.request_id] for request in requests]
-
-    async def _trouble_or_whole(self) -> None:
-        """Let the supervisor notice what `submit` ran into, then wait until it is mended."""
-        await asyncio.sleep(0.05)
-        await self._whole.wait()
-
-    async def _trouble(self) -> None:
-        """Return when a rank has left the epoch, its loop has ended, or its process has."""
-        watches = [
-            asyncio.ensure_future(member.handle.watch.remote(self._epoch))
-            for member in self._members
-        ]
-        await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
-        for watch in watches:
-            watch.add_done_callback(_forget)
-            watch.cancel()
-
-    async def _recover(self) -> None:
-        at_s, begun = time.time(), time.perf_counter()
-        for attempt in range(1, _MAX_TRIES + 1):
-            dead, hung = await self._roll_call()
-            fenced = time.perf_counter()
-            for rank in dead | hung:
-                old = self._members[rank]
-                ray.kill(old.handle)  # one that only hung must not come back
-                self._members[rank] = self._spawner.spawn(rank)
-                if old.role == "attention":
-                    self._unfinished[rank] = 0
-            fresh = [self._members[rank] for rank in sorted(dead | hung)]
+    async def _next_job(self) -> None:
+        """Wait for something to do, short of a recovery, and do it."""
+        if not self._crew.ready and not (self._placement and self._placement.has_wishes):
+            news = [
+                asyncio.ensure_future(wait) for wait in (self._crew.changed(), self._wished.wait())
+            ]
             try:
-                await _all(map(self._load, fresh), self._config.start_timeout_s)
-                started = time.perf_counter()
-                await self._meet(self._config.peer_timeout_s)
-                await _all(
-                    (member.handle.serve.remote() for member in fresh),
-                    self._config.start_timeout_s,
-                )
+                await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in news:
+                    one.cancel()
+        self._wished.clear()
+        if self._crew.ready:
+            await self._fold_in()
+        elif self._placement and self._placement.has_wishes:
+            await self._placement.grant_next(self._crew.filling)
+
+    async def _fold_in(self) -> None:
+        """Let those that are ready serve beside the others, without interrupting them."""
+        crew, placement = self._crew, self._placement
+        ranks = sorted(crew.ready)
+        if placement is not None:
+            try:
+                await placement.admit()
             except (RayError, TimeoutError) as error:
-                logger.warning("recovery, try %d: %s", attempt, str(error).splitlines()[0])
-                continue
-            await self._note(
-                Recovery(
-                    cause="death" if dead else "hang" if hung else "link",
-                    dead=tuple((member.role, member.rank) for member in fresh),
-                    at_s=at_s,
-                    fence_s=fenced - begun,
-                    start_s=started - fenced,
-                    join_s=time.perf_counter() - started,
-                )
-            )
-            return
-        raise RuntimeError(f"the pipeline could not be mended in {_MAX_TRIES} tries")
+                logger.warning("ranks %s could not join: %s", ranks, describe(error))
+                for rank, answer in (await self._call(crew.ready)).items():
+                    if answer != "alive":
+                        crew.lose(rank)
+                await asyncio.sleep(_ROLL_CALL_S)
+                return
+        crew.join()
+        self._crew.keep_spares()
+        logger.info("ranks %s serve now", ranks)
 
-    async def _roll_call(self) -> tuple[set[int], set[int]]:
-        """Make every rank leave the epoch; returns the ranks that are dead and that hang."""
-        answers = await asyncio.gather(
-            *(
-                asyncio.wait_for(
-                    asyncio.ensure_future(member.handle.suspend.remote()),
-                    self._config.peer_timeout_s,
-                )
-                for member in self._members
-            ),
-            return_exceptions=True,
+    async def _meet_again(self, *, first: bool = False) -> None:
+        """Replace whoever is lost, and serve as soon as those that are there can."""
+        at_s, begun = time.time(), time.perf_counter()
+        self._whole.clear()
+        crew, failed = self._crew, 0
+        lost = Losses(frozenset(), frozenset())
+        fenced = 0.0
+        while True:
+            now = losses(await self._call(crew.serving | crew.ready))
+            fenced = fenced or time.perf_counter()
+            lost = lost.and_also(now)
+            for rank in now.ranks:
+                self._unfinished.pop(rank, None)
+                crew.lose(rank)
+            self._pulse.calm()
+            await self._enough()
+            ready = time.perf_counter()
+            crew.join()
+            if self._placement is None:
+                break
+            try:
+                await self._placement.meet()
+                break
+            except (RayError, TimeoutError) as error:
+                failed = 0 if now.ranks else failed + 1
+                logger.warning("the ranks could not meet: %s", describe(error))
+                if failed == _MAX_MEETINGS:
+                    raise RuntimeError(f"the ranks could not meet {failed} times") from error
+        self._whole.set()
+        if self._placement is not None:
+            self._placement.trim()
+        if not first:
+            self._note(lost, at_s, (begun, fenced, ready, time.perf_counter()))
+            crew.keep_spares()
+
+    def _note(self, lost: Losses, at_s: float, phases: tuple[float, float, float, float]) -> None:
+        begun, fenced, ready, met = phases
+        recovery = Recovery(
+            cause=lost.cause,
+            dead=tuple((self._crew.role_of(rank), rank) for rank in sorted(lost.ranks)),
+            at_s=at_s,
+            fence_s=fenced - begun,
+            start_s=ready - fenced,
+            join_s=met - ready,
         )
-        dead, hung = set(), set()
-        for member, answer in zip(self._members, answers, strict=True):
-            if isinstance(answer, TimeoutError):
-                hung.add(member.rank)
-            elif isinstance(answer, BaseException):
-                dead.add(member.rank)
-        return dead, hung
-
-    async def _note(self, recovery: Recovery) -> None:
-        self._recoveries = [*self._recoveries, recovery][-_NOTED:]
+        self._log.add(recovery)
         logger.warning(
-            "recovered from the %s of %s in %.2f s: fenced %.2f, started %.2f, joined %.2f",
+            "recovered from the %s of %s in %.2f s: fenced %.2f, waited %.2f, joined %.2f",
             recovery.cause,
             ", ".join(f"{role} {rank}" for role, rank in recovery.dead) or "a link",
             recovery.total_s,
@@ -200,62 +211,121 @@ class Pipeline:
             recovery.start_s,
             recovery.join_s,
         )
-        try:
-            await self._members[0].handle.note.remote(tuple(self._recoveries))
-        except RayError:
-            logger.info("attention rank 0 died again before it heard of the recovery")
 
-    def _load(self, member: Member) -> Awaitable[Any]:
-        ref: Awaitable[Any]
-        if member.role == "attention":
-            ref = member.handle.load.remote()
-        else:
-            ref = member.handle.load.remote(self._placement)
-        return ref
-
-    async def _meet(self, timeout_s: float) -> None:
-        """Form the next epoch's groups. Attention actors with experts of their own need none."""
-        self._epoch += 1
-        if self._placement is None:
-            return
-        if self._store is None:
-            self._store = host_store(self._host, self._config.peer_timeout_s)
-        meeting = Rendezvous(self._host, self._store.port, self._epoch, self._config.peer_timeout_s)
-        await _all(
-            (
-                member.handle.join.remote(meeting, self._placement)
-                if member.role == "attention"
-                else member.handle.join.remote(meeting)
-                for member in self._members
-            ),
-            timeout_s,
+    def _obstacle(self) -> str | None:
+        """Why those that are there cannot serve."""
+        there = [*self._crew.serving, *self._crew.ready]
+        attention = [rank for rank in there if rank < self._plan.num_attention]
+        expert = [rank for rank in there if rank >= self._plan.num_attention]
+        return obstacle(
+            attention, expert, None if self._placement is None else self._placement.target
         )
 
-    async def check(self) -> None:
-        """Note how busy the attention actors are; those that do not answer are left out."""
+    async def _enough(self) -> None:
+        """Return once those that are there can serve."""
+        why = self._obstacle()
+        if why is not None:
+            logger.warning("nothing can be served until an actor is back: %s", why)
+        while self._obstacle() is not None:
+            await self._crew.changed()
+
+    async def _call(self, members: Mapping[int, Any]) -> dict[int, Answer]:
+        """Call the roll: make these ranks leave their epoch, and see who answers."""
+        calls = [member.handle.suspend.remote() for member in members.values()]
         answers = await asyncio.gather(
-            *(member.handle.stats.remote() for member in self.attention), return_exceptions=True
+            *(asyncio.wait_for(call, _ROLL_CALL_S) for call in calls), return_exceptions=True
         )
-        for index, answer in enumerate(answers):
-            if isinstance(answer, ActorStats):
-                self._unfinished[index] = answer.num_running + answer.num_waiting
+        return {rank: _judge(answer) for rank, answer in zip(members, answers, strict=True)}
+
+    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
+        """Assign requests that arrived together; returns the name of each one's attention actor.
+
+        None stands for a request whose actor turned out to be gone: it is to be submitted again.
+
+        Raises:
+            TimeoutError: nothing could serve for `pipeline_wait_s`.
+        """
+        if not self._whole.is_set():
+            await asyncio.wait_for(self._whole.wait(), self._config.pipeline_wait_s)
+        members = self._crew.attention
+        chosen = assign(len(requests), [self._unfinished.get(rank, 0) for rank in members])
+        ranks = list(members)
+        batches: dict[int, list[GenerateRequest]] = {rank: [] for rank in ranks}
+        for request, index in zip(requests, chosen, strict=True):
+            batches[ranks[index]].append(request)
+        # With experts apart the attention actors step together: those without new work are
+        # told too, so that a sleeping one joins the step.
+        told = [rank for rank in ranks if batches[rank] or self._placement is not None]
+        counts = await asyncio.gather(
+            *(members[rank].handle.submit.remote(batches[rank]) for rank in told),
+            return_exceptions=True,
+        )
+        names: list[str | None] = [members[ranks[index]].name for index in chosen]
+        for rank, count in zip(told, counts, strict=True):
+            if isinstance(count, BaseException):
+                names = [None if name == members[rank].name else name for name in names]
+            else:
+                self._unfinished[rank] = count
+        return names
+
+    async def change(self, change: PlacementChange) -> Outcome:
+        """Change the placement; returns when it is in force, or why it is not."""
+        if self._placement is None:
+            return ChangeRefused(
+                "the experts live in the attention actors (expert_actors is 0): there is "
+                "nothing to place"
+            )
+        return await self._placement.change(change)
+
+    def _on_stats(self, stats: Mapping[int, ActorStats]) -> None:
+        for rank in self._crew.attention:
+            if rank in stats:
+                self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
+        if self._placement is not None:
+            self._balance.look(stats, self._placement, calm=self._whole.is_set())
+
+    def report(self) -> PipelineReport:
+        """This pipeline at this moment."""
+        placement = self._placement
+        return PipelineReport(
+            router=self._identity,
+            serving=self._whole.is_set(),
+            obstacle=self._obstacle(),
+            placement_version=0 if placement is None else placement.version,
+            placement=() if placement is None else placement.target.ranks,
+            filling=tuple(self._crew.filling),
+            faults={rank: str(fault) for rank, fault in self._crew.faults.items()},
+            num_spares=self._crew.num_spares,
+            recoveries=tuple(self._log.recent),
+            recovery_counts=self._log.counts(),
+            changes={} if placement is None else dict(placement.outcomes),
+            balance=self._balance.report(),
+        )
 
     async def stop(self) -> None:
         """End the loops, then the processes."""
-        stops = [asyncio.ensure_future(m.handle.stop.remote()) for m in self.attention]
-        await asyncio.wait(stops, timeout=_STOP_TIMEOUT_S)
+        stops = [
+            asyncio.ensure_future(m.handle.stop.remote()) for m in self._crew.attention.values()
+        ]
+        if stops:
+            await asyncio.wait(stops, timeout=_STOP_TIMEOUT_S)
         for stop in stops:
-            stop.add_done_callback(_forget)
-        for member in self._members:
-            ray.kill(member.handle)
+            stop.add_done_callback(forget)
+        self._crew.end()
 
 
-async def _all(calls: Iterable[Awaitable[Any]], timeout_s: float) -> None:
-    """Wait for all calls; the first error is everybody's."""
-    await asyncio.wait_for(asyncio.gather(*calls), timeout_s)
+def _judge(answer: object) -> Answer:
+    if isinstance(answer, TimeoutError):
+        return "silent"
+    return "dead" if isinstance(answer, BaseException) else "alive"
 
 
-def _forget(future: asyncio.Future[Any]) -> None:
-    """Take note of a result nobody waits for, so that asyncio does not complain of it."""
-    if not future.cancelled():
-        future.exception()
+async def _unless(trouble: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
+    """Do the work to its end, or until there is trouble: then it is given up."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, trouble}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -15,21 +15,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.actor_stats import ActorStats
 from actors.errors import ApiError, Unavailable
+from actors.fleet import BROKEN, Fleet
 from actors.messages import GenerateRequest, TokenEvent
-from actors.survey import experts_json, metrics_text
+from actors.naming import pipeline_of
+from actors.placement_messages import ChangeReport, PlacementChange
+from actors.recovery import describe
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
     from actors.router import Router
 
 _RETRY_PAUSE_S = 0.2
-_POLL_S = 1.0
-_BROKEN = (RayError, RayServeException, RuntimeError)
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +73,14 @@ class PipelineClient:
         self._router = router
         self._namespace = namespace
         self._ingress_id = ingress_id
-        self._model_name = model_name
         self._wait_timeout_s = wait_timeout_s
         self._live: dict[str, _Live] = {}
         self._new: list[_Live] = []
         self._gone: dict[str, list[str]] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
+        self._actors: dict[str, Any] = {}  # those a stream is read from
         self._tasks: set[asyncio.Task[None]] = set()
-        self._poll: asyncio.Task[None] | None = None
-        self._ready = False
+        self._fleet = Fleet(router, namespace, model_name, self._on_look)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """The request's events in order; closing the generator early aborts the sequence.
@@ -93,6 +90,7 @@ class PipelineClient:
         """
         deadline_s = time.monotonic() + self._wait_timeout_s
         live = _Live(request, list(request.output_token_ids), deadline_s)
+        self._fleet.watch()
         self._enqueue(live)
         finished = False
         try:
@@ -123,24 +121,40 @@ class PipelineClient:
     async def _submit(self, batch: Sequence[_Live]) -> None:
         while True:
             try:
-                names = await self._router.submit.remote(
-                    [live.as_submitted(self._ingress_id) for live in batch]
-                )
-            except _BROKEN as error:
-                self._ready = False
-                logger.warning("no pipeline took %d requests: %s", len(batch), _first_line(error))
+                names = await asyncio.wait_for(self._hand_in(batch), self._patience_s(batch))
+            except BROKEN as error:
+                logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             else:
-                self._ready = True
                 break
             await asyncio.sleep(_RETRY_PAUSE_S)
             batch = self._still_wanted(batch)
             if not batch:
                 return
         for live, name in zip(batch, names, strict=True):
+            if name is None:
+                self._renew(live)
+                continue
             live.actor = name
             self._ensure_stream(name)
             if live.closed:
                 self._abort(live)
+
+    async def _hand_in(self, batch: Sequence[_Live]) -> list[str | None]:
+        requests = [live.as_submitted(self._ingress_id) for live in batch]
+        names: list[str | None] = await self._router.submit.remote(requests)
+        return names
+
+    def _patience_s(self, batch: Sequence[_Live]) -> float:
+        """Until the first of them has waited for as long as it may."""
+        return max(0.0, min(live.deadline_s for live in batch) - time.monotonic())
+
+    def _renew(self, live: _Live) -> None:
+        """Submit a request again: the actor it went to is gone."""
+        self._live.pop(live.attempt_id, None)
+        if not live.closed:
+            live.actor = None
+            live.attempt += 1
+            self._enqueue(live)
 
     def _still_wanted(self, batch: Sequence[_Live]) -> list[_Live]:
         """Renew the attempts of those whose client waits; give up on those that waited too long."""
@@ -150,9 +164,7 @@ class PipelineClient:
             if live.closed:
                 continue
             if time.monotonic() > live.deadline_s:
-                live.queue.put_nowait(
-                    Unavailable("no pipeline can take the request now", retry_after_s=5.0)
-                )
+                live.queue.put_nowait(_nobody_serves())
                 continue
             live.attempt += 1
             self._live[live.attempt_id] = live
@@ -166,16 +178,18 @@ class PipelineClient:
     async def _read(self, name: str) -> None:
         try:
             actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+            self._actors[name] = actor
             stream: AsyncIterator[Any] = actor.stream.options(num_returns="streaming").remote(
                 self._ingress_id
             )
             async for ref in stream:
                 for event in await ref:
                     self._deliver(event)
-        except (*_BROKEN, ValueError) as error:
-            logger.warning("the stream of %s broke: %s", name, _first_line(error))
+        except (*BROKEN, ValueError) as error:
+            logger.warning("the stream of %s broke: %s", name, describe(error))
         finally:
             self._streams.pop(name, None)
+            self._actors.pop(name, None)
             self._resubmit_from(name)
 
     def _deliver(self, event: TokenEvent) -> None:
@@ -190,11 +204,23 @@ class PipelineClient:
     def _resubmit_from(self, name: str) -> None:
         orphans = [live for live in self._live.values() if live.actor == name]
         for live in orphans:
-            del self._live[live.attempt_id]
-            live.actor = None
-            live.attempt += 1
             live.deadline_s = time.monotonic() + self._wait_timeout_s
-            self._enqueue(live)
+            self._renew(live)
+
+    def _on_look(self) -> None:
+        for actor in self._actors.values():
+            actor.renew.remote(self._ingress_id)
+        self._give_up_on_silent()
+
+    def _give_up_on_silent(self) -> None:
+        """Refuse what runs in a pipeline that has not been able to serve for too long."""
+        for live in list(self._live.values()):
+            if live.actor is None:
+                continue
+            if self._fleet.silent_s(pipeline_of(live.actor)) > self._wait_timeout_s:
+                self._abort(live)
+                del self._live[live.attempt_id]
+                live.queue.put_nowait(_nobody_serves())
 
     def _abort(self, live: _Live) -> None:
         if live.actor is None:
@@ -212,52 +238,30 @@ class PipelineClient:
         try:
             actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
             await actor.abort.remote(attempt_ids)
-        except (*_BROKEN, ValueError) as error:
-            logger.info("%s is gone with the requests to abort: %s", name, _first_line(error))
+        except (*BROKEN, ValueError) as error:
+            logger.info("%s is gone with the requests to abort: %s", name, describe(error))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def survey(self) -> list[ActorStats]:
-        """Ask all actors of all pipelines; those that do not answer are left out."""
-        named = await asyncio.to_thread(ray.util.list_named_actors, True)
-        names = [item["name"] for item in named if item["namespace"] == self._namespace]
-        answers = await asyncio.gather(*(self._ask(name) for name in names))
-        stats = [answer for answer in answers if answer is not None]
-        return sorted(stats, key=lambda one: (one.identity.pipeline, one.identity.rank))
-
-    async def _ask(self, name: str) -> ActorStats | None:
-        try:
-            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
-            stats: ActorStats = await actor.stats.remote()
-        except (*_BROKEN, ValueError):
-            return None
-        return stats
-
     async def experts(self) -> dict[str, object]:
         """Who serves which expert and how loaded each is."""
-        return experts_json(await self.survey())
+        return await self._fleet.experts()
+
+    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+        """Change who serves which expert, in all pipelines. Raises ApiError."""
+        return await self._fleet.change(change)
 
     async def engine_metrics(self) -> str:
         """Prometheus text of all actors."""
-        return metrics_text(await self.survey(), self._model_name)
+        return await self._fleet.metrics()
 
     def ready(self) -> bool:
         """Whether a pipeline serves, as last seen."""
-        if self._poll is None:
-            self._poll = asyncio.get_running_loop().create_task(self._keep_looking())
-        return self._ready
-
-    async def _keep_looking(self) -> None:
-        while True:
-            stats = await self.survey()
-            self._ready = any(
-                one.identity.role == "attention" and one.phase == "serving" for one in stats
-            )
-            await asyncio.sleep(_POLL_S)
+        return self._fleet.ready()
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _nobody_serves() -> Unavailable:
+    return Unavailable("no pipeline can serve the request now", retry_after_s=5.0)

@@ -65,7 +65,7 @@ def _gloo(store: Store, ranks: Ranks, own_host: str, timeout: timedelta) -> Poin
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=own_host)]
     options._timeout = timeout
-    group: PointToPoint = gloo(store, ranks.own, ranks.size, options)
+    group: PointToPoint = gloo(store, ranks.index(ranks.own), ranks.size, options)
     return group
 
 
@@ -74,7 +74,7 @@ def _nccl(store: Store, ranks: Ranks, device: torch.device, timeout: timedelta) 
     options = nccl.Options()
     options._timeout = timeout
     torch.cuda.set_device(device)
-    group: PointToPoint = nccl(store, ranks.own, ranks.size, options)
+    group: PointToPoint = nccl(store, ranks.index(ranks.own), ranks.size, options)
     _first_contact(group, ranks, device)
     return group
 
@@ -84,10 +84,11 @@ def _first_contact(group: PointToPoint, ranks: Ranks, device: torch.device) -> N
     row = torch.zeros(1, device=device)
     own_is_attention = ranks.own in ranks.attention
     for rank in ranks.expert if own_is_attention else ranks.attention:
+        index = ranks.index(rank)
         if own_is_attention:
-            group.send([row], rank, 0).wait()
-            group.recv([row], rank, 0).wait()
+            group.send([row], index, 0).wait()
+            group.recv([row], index, 0).wait()
         else:
-            group.recv([row], rank, 0).wait()
-            group.send([row], rank, 0).wait()
+            group.recv([row], index, 0).wait()
+            group.send([row], index, 0).wait()
     torch.cuda.synchronize(device)

@@ -1,124 +1,219 @@
-"""What attention and expert actors share: identity, a loop in a thread of its own, its end."""
+"""The Ray actor of a pipeline's ranks: a spare process until it is given a rank, then that rank.
+
+Life: created, `load` (which makes it an attention or an expert rank for good), `meet`, then
+epochs until the end. An attention rank takes requests by `submit` and gives tokens by `stream`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 import ray
 import torch
 
-from actors.actor_stats import ActorIdentity, Phase
-from actors.epochs import Epochs
+from actors.actor_stats import ActorIdentity, ActorStats
+from actors.attention import AttentionRank
+from actors.expert import ExpertRank, Pair
+from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous, join
-from model.exchange import Exchange, Ranks
+from actors.process_group import Rendezvous
+from actors.progress import Progress
+from actors.rank_life import RankLife, in_daemon_thread
+from model.exchange import Ranks
+from model.placement import ExpertPlacement
 
-logger = logging.getLogger(__name__)
-
-
-def own_device(plan: ModelPlan) -> torch.device:
-    """The device Ray gave this process: its one visible GPU, or the CPU."""
-    return torch.device("cuda", 0) if plan.device == "cuda" else torch.device("cpu")
+_STOP_TIMEOUT_S = 10.0
 
 
-class Progress:
-    """Bytes of weights read so far, written by the loading thread."""
+class RankActor:
+    """Ray runs its async methods; the rank's loop has a thread of its own."""
 
-    def __init__(self) -> None:
-        self.total_bytes = 0
-        self.read_bytes = 0
+    def __init__(self, pipeline: str, plan: ModelPlan) -> None:
+        torch.set_num_threads(plan.threads)
+        # Ray gives a process its one visible GPU, or none.
+        self._device = torch.device("cuda", 0) if plan.device == "cuda" else torch.device("cpu")
+        self._plan = plan
+        self._identity = ActorIdentity(
+            pipeline=pipeline,
+            rank=-1,
+            role="spare",
+            pid=os.getpid(),
+            node=ray.util.get_node_ip_address(),
+            device=str(self._device),
+        )
+        self._progress = Progress()
+        self._life = RankLife("spare", self._identity.node, lambda: None)
+        self._taken = asyncio.Event()
+        self._attention: AttentionRank | None = None
+        self._expert: ExpertRank | None = None
 
-    def __call__(self, num_bytes: int) -> None:
-        """Count one tensor."""
-        self.read_bytes += num_bytes
+    @ray.method
+    async def taken(self) -> None:
+        """Return once this process has a rank: for who waits for a spare's end."""
+        await self._taken.wait()
 
+    @ray.method
+    async def load(self, rank: int, is_attention: bool, pairs: Sequence[Pair]) -> None:
+        """Become a rank: read its weights (`pairs`: an expert rank's), then wait for `meet`.
 
-class RankLife:
-    """A rank's loop in a thread of its own, over epochs or alone, and who wants to know of its end.
+        Raises:
+            CheckpointError: names the file and key at fault.
+        """
+        self._identity = replace(
+            self._identity, rank=rank, role="attention" if is_attention else "expert"
+        )
+        self._taken.set()
+        self._life = life = RankLife(
+            f"{self._identity.role} rank {rank}", self._identity.node, self._close_streams
+        )
+        life.phase = "loading"
+        args = (self._plan, self._device, self._progress)
+        if is_attention:
+            self._attention = attention = AttentionRank(*args)
+            await in_daemon_thread(attention.load)
+            life.phase = "loaded"
+            life.start(lambda: attention.run(life.epochs))
+        else:
+            self._expert = expert = ExpertRank(*args)
+            await in_daemon_thread(lambda: expert.load(pairs))
+            life.phase = "loaded"
+            life.start(lambda: expert.run(life.epochs))
 
-    Ray's event loop calls it; only the thread calls `_lost` and `_run`.
-    """
-
-    def __init__(self, identity: ActorIdentity, on_failure: Callable[[], None]) -> None:
-        """Call `on_failure()` on the event loop where the loop fails for good."""
-        self._identity = identity
-        self._on_failure = on_failure
-        self._thread: threading.Thread | None = None
-        self._event_loop: asyncio.AbstractEventLoop | None = None
-        self._watchers: list[asyncio.Future[None]] = []
-        self._over = 0
-        self.epochs = Epochs(self._lost)
-        self.phase: Phase = "created"
-        self.failure: str | None = None
-
-    def start(self, loop: Callable[[], None]) -> None:
-        """Start the thread; it is in phase `serving` until `loop` returns or raises."""
-        self._event_loop = asyncio.get_running_loop()
-        self.phase = "serving"
-        self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
-        self._thread.start()
-
-    def join_thread(self, timeout_s: float) -> None:
-        """Wait for the thread's end, at most this long."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    async def meet(self, rendezvous: Rendezvous, ranks: Ranks, device: torch.device) -> Exchange:
-        """Leave the epoch, meet the other ranks for the next, and let the loop begin it.
+    @ray.method
+    async def meet(
+        self,
+        rendezvous: Rendezvous,
+        attention: tuple[int, ...],
+        expert: tuple[int, ...],
+        placement: ExpertPlacement,
+    ) -> None:
+        """Form the groups of an epoch with these ranks; the loop begins it when it can.
 
         Raises:
             RuntimeError: a rank did not come in time.
         """
-        self.epochs.interrupt()
-        exchange = await asyncio.to_thread(join, rendezvous, ranks, self._identity.node, device)
-        self.epochs.begin(rendezvous.epoch, exchange)
-        return exchange
+        ranks = Ranks(attention, expert, self._identity.rank)
+        await self._life.meet(rendezvous, ranks, placement, self._device)
 
-    async def watch(self, epoch: int) -> None:
-        """Return once `epoch` is over for this rank, or its loop has ended."""
-        while self._over < epoch and self.phase not in ("failed", "stopped"):
-            future = asyncio.get_running_loop().create_future()
-            self._watchers.append(future)
-            await future
+    @ray.method
+    async def suspend(self) -> None:
+        """Leave the epoch: nothing is sent or received until `meet` has formed another.
 
-    def _lost(self, epoch: int) -> None:
-        self._over = epoch
-        self._tell(self._wake_watchers)
+        Raises:
+            RuntimeError: the rank's loop has failed; it can be in no epoch any more.
+        """
+        if self._life.phase in ("failed", "stopped"):
+            raise RuntimeError(self._life.failure or "the rank has stopped")
+        self._life.epochs.interrupt()
 
-    def _run(self, loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except Exception as error:
-            logger.exception("%s rank %d failed", self._identity.role, self._identity.rank)
-            self.failure = f"{type(error).__name__}: {error}"
-            self.phase = "failed"
-            self._tell(self._on_failure)
-        else:
-            self.phase = "stopped"
-        self._tell(self._wake_watchers)
+    @ray.method
+    async def watch(self, epoch: int) -> bool:
+        """Return once this rank has left `epoch` or its loop has ended: True if it has moved on."""
+        return await self._life.watch(epoch)
 
-    def _tell(self, callback: Callable[[], None]) -> None:
-        assert self._event_loop is not None
-        self._event_loop.call_soon_threadsafe(callback)
+    @ray.method
+    async def move(self, epoch: int) -> None:
+        """Attention: leave for an epoch that all have met for, as soon as all are told to."""
+        assert self._attention is not None
+        self._attention.move(epoch)
 
-    def _wake_watchers(self) -> None:
-        watchers, self._watchers = self._watchers, []
-        for future in watchers:
-            if not future.done():
-                future.set_result(None)
+    @ray.method
+    async def adopt(self, placement: ExpertPlacement) -> None:
+        """Attention: use this placement; returns once no step uses an older one."""
+        assert self._attention is not None
+        await self._attention.adopt(placement)
+
+    @ray.method
+    async def hold(self, pairs: Sequence[Pair]) -> None:
+        """Expert: hold these (layer, expert) pairs too; returns once they can be served.
+
+        Raises:
+            CheckpointError: names the file and key at fault.
+        """
+        assert self._expert is not None
+        expert = self._expert
+        await in_daemon_thread(lambda: expert.hold(pairs))
+
+    @ray.method
+    async def keep(self, pairs: Sequence[Pair]) -> None:
+        """Expert: give up the weights of all other pairs."""
+        assert self._expert is not None
+        self._expert.keep(pairs)
+
+    @ray.method
+    async def submit(self, requests: Sequence[GenerateRequest]) -> int:
+        """Attention: hand in requests (none: only join the next step); returns the unfinished.
+
+        Raises:
+            RuntimeError: this rank does not serve (any more).
+        """
+        if self._attention is None or self._life.phase != "serving":
+            raise RuntimeError(f"{self._identity.role} {self._identity.rank}: {self._life.phase}")
+        return self._attention.submit(requests)
+
+    @ray.method
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Attention: drop requests whose client is gone."""
+        if self._attention is not None:
+            self._attention.abort(request_ids)
+
+    @ray.method
+    async def renew(self, ingress_id: str) -> None:
+        """Attention: an ingress is alive; those that do not say so for long lose their requests."""
+        if self._attention is not None:
+            self._attention.renew(ingress_id)
+
+    @ray.method
+    async def stream(self, ingress_id: str) -> AsyncGenerator[StepEvents, None]:
+        """Attention: yield what every step made for one ingress, until this rank ends.
+
+        Raises:
+            RuntimeError: the rank failed; what it has not delivered must be submitted elsewhere.
+        """
+        assert self._attention is not None
+        async for events in self._attention.stream(ingress_id):
+            yield events
+        if self._life.failure is not None:
+            raise RuntimeError(self._life.failure)
+
+    @ray.method
+    async def stats(self) -> ActorStats:
+        """This actor at this moment."""
+        base = ActorStats(
+            identity=self._identity,
+            phase=self._life.phase,
+            failure=self._life.failure,
+            weights_bytes=0,
+            read_bytes=self._progress.read_bytes,
+            weights_on_disk_bytes=self._progress.total_bytes,
+        )
+        part = self._attention or self._expert
+        return base if part is None else part.stats(base)
+
+    @ray.method
+    async def stop(self) -> None:
+        """Attention: end the loop, and with it those of all ranks of the pipeline."""
+        if self._attention is not None:
+            self._attention.stop()
+            self._life.epochs.stop()
+            await asyncio.to_thread(self._life.join_thread, _STOP_TIMEOUT_S)
+        self._close_streams()
+
+    def _close_streams(self) -> None:
+        if self._attention is not None:
+            self._attention.close_streams()
 
 
-def identify(pipeline: str, rank: int, plan: ModelPlan) -> ActorIdentity:
-    """This process, as other processes get to know it."""
-    return ActorIdentity(
-        pipeline=pipeline,
-        rank=rank,
-        role="attention" if rank < plan.num_attention else "expert",
-        pid=os.getpid(),
-        node=ray.util.get_node_ip_address(),
-        device=str(own_device(plan)),
-    )
+class AttentionActor(RankActor):
+    """A process started for an attention rank; its name is what Ray shows."""
+
+
+class ExpertActor(RankActor):
+    """A process started for an expert rank."""
+
+
+class SpareActor(RankActor):
+    """A process started ahead of need: it takes the rank of the next actor that dies."""

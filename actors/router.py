@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from ray import serve
 from ray.util import get_current_placement_group
 
+from actors.live_placement import Outcome
 from actors.messages import GenerateRequest
 from actors.model_plan import plan_model
 from actors.pipeline import Pipeline
+from actors.pipeline_report import PipelineReport
+from actors.placement_messages import PlacementChange
 from configs.schema import WindroseConfig
 
 logger = logging.getLogger(__name__)
@@ -42,9 +45,20 @@ class Router:
             plan.num_expert,
         )
 
-    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str]:
-        """Assign requests that arrived together; returns the name of each one's attention actor."""
+    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
+        """Assign requests that arrived together; returns the name of each one's attention actor.
+
+        None stands for a request whose actor is gone: it is to be submitted again.
+        """
         return await self._pipeline.submit(requests)
+
+    async def change(self, change: PlacementChange) -> Outcome:
+        """Change who holds which expert; returns when it is in force, or why it is not."""
+        return await self._pipeline.change(change)
+
+    async def report(self) -> PipelineReport:
+        """The pipeline at this moment."""
+        return self._pipeline.report()
 
     async def check_health(self) -> None:
         """Serve asks this regularly; an error makes it replace the whole pipeline.
@@ -54,7 +68,6 @@ class Router:
         """
         if self._supervisor.done():
             await self._supervisor
-        await self._pipeline.check()
 
     async def __del__(self) -> None:
         """Serve calls this when the replica goes: end the loops, then the processes."""

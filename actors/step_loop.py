@@ -3,6 +3,7 @@
 One thread runs it; other threads only call `submit`, `abort`, `wake` and `stop`. The attention
 ranks of a pipeline go in lockstep, so that the experts' weights are read once for all their
 rows: before each step every one tells all ranks how many rows it brings.
+Whatever is to change between two steps (the placement) is handed in as requests are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from actors.engine import Engine
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.scheduler import StepPlan
-from model.exchange import Exchange
+from model.exchange import Exchange, LoopEnd, all_move
 
 _HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
 _SHORTEST_REST_S = 0.002
@@ -35,15 +36,21 @@ class StepLoop:
         self._engine = engine
         self._exchange = exchange
         self._emit = emit
-        self._inbox: queue.SimpleQueue[GenerateRequest | str] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[GenerateRequest | str | Callable[[], None]] = (
+            queue.SimpleQueue()
+        )
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._ingress_of: dict[str, str] = {}
         self._plan: StepPlan | None = None  # chosen, and not yet run to its end
+        self._next_epoch = 0
+        self.placement_version = 0  # told to the other ranks; for whoever owns the dispatcher
 
-    def attach(self, exchange: Exchange) -> None:
-        """Go on over another epoch's exchange, while `run` is not running."""
+    def attach(self, exchange: Exchange, epoch: int) -> None:
+        """Go on over this epoch's exchange, while `run` is not running."""
         self._exchange = exchange
+        if self._next_epoch <= epoch:  # the word to go on to a later one may be here already
+            self._next_epoch = 0
 
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
         """Hand in requests for the next step; any thread."""
@@ -55,6 +62,26 @@ class StepLoop:
         """Drop requests before the next step; unknown ones are ignored. Any thread."""
         for request_id in request_ids:
             self._inbox.put(request_id)
+        self._wake.set()
+
+    def drop_ingress(self, ingress_id: str) -> None:
+        """Drop all requests of an ingress before the next step; any thread."""
+        self.between_steps(lambda: self._drop_ingress(ingress_id))
+
+    def _drop_ingress(self, ingress_id: str) -> None:
+        orphans = [one for one, owner in self._ingress_of.items() if owner == ingress_id]
+        for request_id in orphans:
+            self._engine.abort(request_id)
+            del self._ingress_of[request_id]
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Have the loop's thread run `action` before the next step; any thread."""
+        self._inbox.put(action)
+        self._wake.set()
+
+    def move(self, epoch: int) -> None:
+        """Leave for `epoch` as soon as all attention ranks are told to; any thread."""
+        self._next_epoch = epoch
         self._wake.set()
 
     def wake(self) -> None:
@@ -71,10 +98,10 @@ class StepLoop:
         """Requests handed in and not ended, as far as the loop has seen them."""
         return len(self._ingress_of) + self._inbox.qsize()
 
-    def run(self) -> None:
-        """Loop until told to stop. After PeerLost it can be run again, over another exchange.
+    def run(self) -> LoopEnd:
+        """Loop until told to stop or move. After PeerLost or a move it can be run again.
 
-        The step that was interrupted then runs again; writing its keys and values is idempotent.
+        A step that was interrupted then runs again; writing its keys and values is idempotent.
 
         Raises:
             PeerLost: a peer is gone.
@@ -87,14 +114,21 @@ class StepLoop:
             plan = self._plan = self._plan or engine.plan_step()
             if exchange is None:
                 if stopping:
-                    return
+                    return "stop"
                 if not plan:
                     self._woken(None)
                     continue
             else:
-                headers = exchange.open_step(plan.num_rows, 1, stop=stopping)
+                headers = exchange.open_step(
+                    plan.num_rows,
+                    self.placement_version,
+                    next_epoch=self._next_epoch,
+                    stop=stopping,
+                )
                 if any(header.stop for header in headers):
-                    return
+                    return "stop"
+                if all_move(headers):
+                    return "move"
                 if not any(header.num_rows for header in headers):
                     # News that reaches a rank whose header is out goes into the step after, and
                     # a wake may come before the news: stay near for as long as there was work.
@@ -123,6 +157,8 @@ class StepLoop:
             if isinstance(item, str):
                 self._engine.abort(item)
                 self._ingress_of.pop(item, None)
+            elif callable(item):
+                item()
             else:
                 self._ingress_of[item.request_id] = item.ingress_id
                 self._report(self._add(item))

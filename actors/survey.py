@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from actors.actor_stats import ActorStats
+from actors.actor_stats import ActorIdentity, ActorStats
+from actors.pipeline_report import PipelineReport
+from actors.recovery_log import BUCKETS_S
 
 
 def total_tokens(stats: Sequence[ActorStats]) -> list[list[int]]:
@@ -27,8 +34,10 @@ def balancedness(tokens: Sequence[Sequence[int]]) -> float:
     return sum(ratios) / len(ratios) if ratios else 1.0
 
 
-def experts_json(stats: Sequence[ActorStats]) -> dict[str, object]:
-    """The body of GET /v1/experts.
+def experts_json(
+    stats: Sequence[ActorStats], reports: Sequence[PipelineReport], ingress: ActorIdentity
+) -> dict[str, object]:
+    """The body of GET /v1/experts, as the ingress `ingress` answers it.
 
     `placement[layer][expert]` lists ranks; with no expert actors it is every attention rank. With
     several pipelines it is the first one's; `tokens` are all pipelines' together.
@@ -52,33 +61,54 @@ def experts_json(stats: Sequence[ActorStats]) -> dict[str, object]:
         "placement_version": version,
         "placement": placement,
         "actors": [
-            {
-                "pipeline": one.identity.pipeline,
-                "rank": one.identity.rank,
-                "role": one.identity.role,
-                "pid": one.identity.pid,
-                "node": one.identity.node,
-                "device": one.identity.device,
-                "phase": one.phase,
-                "weights_bytes": one.weights_bytes,
-            }
-            for one in stats
+            *(
+                _actor_json(one.identity, one.phase) | {"weights_bytes": one.weights_bytes}
+                for one in stats
+            ),
+            *(
+                _actor_json(report.router, "serving" if report.serving else "recovering")
+                | {"weights_bytes": 0}
+                for report in reports
+            ),
+            _actor_json(ingress, "serving") | {"weights_bytes": 0},
         ],
         "tokens": tokens,
         "balancedness": balancedness(tokens),
+        "pipelines": [_pipeline_json(report) for report in reports],
         "recoveries": [
             {**asdict(recovery), "total_s": recovery.total_s}
-            for one in attention
-            for recovery in one.recoveries
+            for report in reports
+            for recovery in report.recoveries
         ],
+    }
+
+
+def _actor_json(identity: ActorIdentity, phase: str) -> dict[str, object]:
+    rank = None if identity.rank < 0 else identity.rank
+    return {**asdict(identity), "rank": rank, "phase": phase}
+
+
+def _pipeline_json(report: PipelineReport) -> dict[str, object]:
+    return {
+        "pipeline": report.router.pipeline,
+        "serving": report.serving,
+        "obstacle": report.obstacle,
+        "placement_version": report.placement_version,
+        "replacing": [{"rank": rank, "fault": report.faults.get(rank)} for rank in report.filling],
+        "spares": report.num_spares,
+        "changes": report.changes,
+        "balance": asdict(report.balance),
     }
 
 
 class _EngineCollector(Collector):
     """One scrape's worth of actor metrics."""
 
-    def __init__(self, stats: Sequence[ActorStats], model_name: str) -> None:
+    def __init__(
+        self, stats: Sequence[ActorStats], reports: Sequence[PipelineReport], model_name: str
+    ) -> None:
         self._stats = stats
+        self._reports = reports
         self._model_name = model_name
 
     def collect(self) -> list[Metric]:
@@ -118,35 +148,70 @@ class _EngineCollector(Collector):
             for expert_id, count in enumerate(row):
                 tokens.add_metric([self._model_name, str(layer), str(expert_id)], count)
         families.append(tokens)
-        families += self._recoveries(attention)
-        return families
+        return families + self._recoveries() + self._changes()
 
-    def _recoveries(self, attention: Sequence[ActorStats]) -> list[Metric]:
-        total = CounterMetricFamily(
+    def _recoveries(self) -> list[Metric]:
+        lost = CounterMetricFamily(
             "windrose_recoveries",
-            "Actors replaced, by role and cause",
-            labels=["model_name", "role", "cause"],
+            "Actors lost and replaced, by role and cause",
+            labels=["model_name", "pipeline", "role", "cause"],
         )
-        seconds = CounterMetricFamily(
+        seconds = HistogramMetricFamily(
             "windrose_recovery_seconds",
-            "Time from the notice of a death to the next step, summed",
-            labels=["model_name"],
+            "From the notice of a loss to the next step",
+            labels=["model_name", "pipeline"],
         )
-        recoveries = [recovery for one in attention for recovery in one.recoveries]
-        replaced = Counter(
-            (role, recovery.cause) for recovery in recoveries for role, _rank in recovery.dead
+        for report in self._reports:
+            where = [self._model_name, report.router.pipeline]
+            counts = report.recovery_counts
+            for (role, cause), count in sorted(counts.lost.items()):
+                lost.add_metric([*where, role, cause], count)
+            so_far, buckets = 0, []
+            for bound, count in zip(
+                [*map(floatToGoString, BUCKETS_S), "+Inf"], counts.bucket_counts, strict=True
+            ):
+                so_far += count
+                buckets.append((bound, so_far))
+            seconds.add_metric(where, buckets, counts.total_s)
+        return [lost, seconds]
+
+    def _changes(self) -> list[Metric]:
+        changes = CounterMetricFamily(
+            "windrose_placement_changes",
+            "Changes of the placement that were asked for, by outcome",
+            labels=["model_name", "pipeline", "outcome"],
         )
-        for (role, cause), count in sorted(replaced.items()):
-            total.add_metric([self._model_name, role, cause], count)
-        seconds.add_metric([self._model_name], sum(recovery.total_s for recovery in recoveries))
-        return [total, seconds]
+        proposals = CounterMetricFamily(
+            "windrose_balance_proposals",
+            "What the balancer made of the load, by outcome",
+            labels=["model_name", "pipeline", "outcome"],
+        )
+        replacing = GaugeMetricFamily(
+            "windrose_ranks_replacing",
+            "Ranks that wait for an actor",
+            labels=["model_name", "pipeline"],
+        )
+        spares = GaugeMetricFamily(
+            "windrose_spare_actors", "Idle actors", labels=["model_name", "pipeline"]
+        )
+        for report in self._reports:
+            where = [self._model_name, report.router.pipeline]
+            replacing.add_metric(where, len(report.filling))
+            spares.add_metric(where, report.num_spares)
+            for outcome, count in sorted(report.changes.items()):
+                changes.add_metric([*where, outcome], count)
+            for outcome, count in sorted(report.balance.counts.items()):
+                proposals.add_metric([*where, outcome], count)
+        return [changes, proposals, replacing, spares]
 
     def _where(self, one: ActorStats) -> list[str]:
         return [self._model_name, one.identity.pipeline, str(one.identity.rank)]
 
 
-def metrics_text(stats: Sequence[ActorStats], model_name: str) -> str:
-    """The actors' metrics as Prometheus text."""
+def metrics_text(
+    stats: Sequence[ActorStats], reports: Sequence[PipelineReport], model_name: str
+) -> str:
+    """The actors' and routers' metrics as Prometheus text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_EngineCollector(stats, model_name))
+    registry.register(_EngineCollector(stats, reports, model_name))
     return generate_latest(registry).decode()

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from actors.messages import GenerateRequest, TokenEvent
+from actors.placement_messages import ChangeReport, PlacementChange
 
 
 class TokenSource(Protocol):
@@ -21,6 +22,14 @@ class TokenSource(Protocol):
 
     async def experts(self) -> dict[str, object]:
         """Who serves which expert and how loaded each is: the JSON of GET /v1/experts."""
+        ...
+
+    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+        """Change the placement of all pipelines; returns, one report each, when it is in force.
+
+        Raises an ApiError: BadRequest, with `param`, for a bad argument; Conflict where this is
+        not the moment; Unavailable where no pipeline serves.
+        """
         ...
 
     async def engine_metrics(self) -> str:

@@ -21,16 +21,24 @@ def resolve_device(config: WindroseConfig, resources: Mapping[str, float]) -> st
 
 
 def pipeline_bundles(config: WindroseConfig, device: str) -> list[dict[str, float]]:
-    """One placement-group bundle for the router, then one for every rank in order."""
+    """One placement-group bundle for the router, then one for every rank and every spare."""
     actor = {"CPU": config.cpus_per_actor}
     if device == "cuda":
         actor["GPU"] = 1.0
-    num_ranks = config.attention_actors + config.expert_actors
-    return [{"CPU": ROUTER_CPUS}] + [dict(actor) for _ in range(num_ranks)]
+    return [{"CPU": ROUTER_CPUS}] + [dict(actor) for _ in range(_num_actors(config))]
 
 
 def cpus_needed(config: WindroseConfig) -> float:
     """CPUs that Ray must be able to reserve for the whole deployment."""
-    num_ranks = config.attention_actors + config.expert_actors
-    pipeline = ROUTER_CPUS + num_ranks * config.cpus_per_actor
+    pipeline = ROUTER_CPUS + _num_actors(config) * config.cpus_per_actor
     return config.replicas * pipeline + config.ingress_replicas * INGRESS_CPUS
+
+
+def room_to_grow(config: WindroseConfig, num_experts: int) -> float:
+    """CPUs with which every pipeline can be scaled to an expert actor per expert."""
+    more = max(0, num_experts - config.expert_actors) if config.expert_actors else 0
+    return config.replicas * more * config.cpus_per_actor
+
+
+def _num_actors(config: WindroseConfig) -> int:
+    return config.attention_actors + config.expert_actors + config.spare_actors

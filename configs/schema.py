@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Balance = Literal["off", "advise", "auto"]
 
 
 def _setting(group: str, description: str, **limits: Any) -> Any:
@@ -48,9 +49,38 @@ class WindroseConfig(BaseModel):
             "topology", "expert actors (E) in a pipeline; 0: experts live with attention", ge=0
         ),
     ] = 0
+    spare_actors: Annotated[
+        int,
+        _setting(
+            "topology", "idle actors of a pipeline, ready to take the place of one that dies", ge=0
+        ),
+    ] = 0
     replicas: Annotated[
         int, _setting("topology", "pipelines, each a whole copy of the model", ge=1)
     ] = 1
+    balance: Annotated[
+        Balance,
+        _setting(
+            "expert balance",
+            "off, only advise in the log, or move and replicate experts by itself (auto)",
+        ),
+    ] = "advise"
+    redundant_experts: Annotated[
+        int,
+        _setting("expert balance", "copies of a layer's experts beyond one each, to place", ge=0),
+    ] = 0
+    balance_window_s: Annotated[
+        float, _setting("expert balance", "seconds of load that are looked at", gt=0)
+    ] = 60.0
+    balance_min_gain: Annotated[
+        float,
+        _setting(
+            "expert balance", "least share of the busiest ranks' rows to be saved", gt=0, le=1
+        ),
+    ] = 0.1
+    balance_cooldown_s: Annotated[
+        float, _setting("expert balance", "seconds between two proposals", ge=0)
+    ] = 60.0
     max_num_seqs: Annotated[
         int, _setting("limits", "most sequences one attention actor runs at once", ge=1)
     ] = 64

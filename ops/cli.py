@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
+from ops.server_url import add_url
+
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as shells show SIGINT
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 _EXAMPLES = """\
 examples:
@@ -24,6 +26,7 @@ examples:
   windrose chat                                     talk to it
   windrose chat "What is a wind rose?"              ask one question
   windrose experts                                  who serves which expert, how loaded each is
+  windrose experts replicate 3                      a second rank for a hot expert
 
 `windrose COMMAND --help` tells more.
 """
@@ -49,16 +52,6 @@ examples:
   windrose chat
   windrose chat --system "Answer in French." --temperature 0
   windrose chat --max-tokens 40 "Tell me about mayonnaise" > answer.txt
-"""
-
-_EXPERTS_EXAMPLES = """\
-A token counts for each of the experts its gate chose, in every layer. Balancedness is mean over
-max load: 1 is even.
-
-examples:
-  windrose experts
-  windrose experts --layer 0
-  windrose experts --json
 """
 
 
@@ -125,7 +118,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         add_serve_flags(serve)
 
     chat = command("chat", _chat, "talk to a running server", _CHAT_EXAMPLES)
-    _add_url(chat)
+    add_url(chat)
     chat.add_argument("--model", metavar="NAME", help="default: the one the server has")
     chat.add_argument("--system", metavar="TEXT", help="how the model is to answer")
     chat.add_argument(
@@ -137,29 +130,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     experts = command(
         "experts",
         _experts,
-        "show who serves which expert and how loaded each is",
-        _EXPERTS_EXAMPLES,
+        "show who serves which expert and how loaded each is, or change it",
+        EXPERTS_EXAMPLES,
     )
-    _add_url(experts)
-    form = experts.add_mutually_exclusive_group()
-    form.add_argument("--layer", type=int, metavar="L", help="this layer; default: all together")
-    form.add_argument("--json", action="store_true", help="what GET /v1/experts answers, as it is")
+    add_url(experts)
+    add_experts_arguments(experts, _change, argv)
 
     command("version", _print_version, "print the version")
     return parser
-
-
-def _add_url(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--url", type=_server_url, default=DEFAULT_URL, help="of the server (default: %(default)s)"
-    )
-
-
-def _server_url(text: str) -> str:
-    """The server's root, also from the base URL that OpenAI's clients take."""
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"{text!r} does not begin with http:// or https://")
-    return text.rstrip("/").removesuffix("/v1")
 
 
 def _finite(text: str) -> float:
@@ -205,6 +183,18 @@ def _experts(args: argparse.Namespace) -> int:
         return _failed("experts", error)
     except ValueError as error:
         return _failed("experts", error, EXIT_USAGE)
+
+
+def _change(args: argparse.Namespace) -> int:
+    from ops.client import ServerError
+    from ops.placement import change_placement
+
+    if args.layer is not None:
+        args.parser.error(f"--layer before {args.change} has no meaning")
+    try:
+        return change_placement(args.url, args.change, change_body(args), as_json=args.json)
+    except ServerError as error:
+        return _failed(f"experts {args.change}", error)
 
 
 def _failed(command: str, error: Exception, status: int = 1) -> int:

@@ -12,6 +12,8 @@ import httpx
 
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 30.0
+# A change is answered when it is in force, and before that weights may come from slow storage.
+_CHANGE_TIMEOUT_S = 3600.0
 _MAX_REASON_CHARS = 300
 
 
@@ -40,11 +42,19 @@ def get_json(client: httpx.Client, path: str) -> Any:
     """
     with _failures_in_words(client):
         response = client.get(path)
-    _refuse_errors(client, response)
-    try:
-        return response.json()
-    except ValueError as error:
-        raise ServerError(f"{_root(client)}{path} did not answer JSON: not Windrose?") from error
+    return _json_of(client, response)
+
+
+def post_change(client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
+    """The answer to POST `path`, parsed; it may take as long as loading weights does.
+
+    Raises:
+        ServerError: no answer, an error, or not JSON.
+    """
+    timeout = httpx.Timeout(_CHANGE_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+    with _failures_in_words(client):
+        response = client.post(path, json=body, timeout=timeout)
+    return _json_of(client, response)
 
 
 def served_model(client: httpx.Client) -> str:
@@ -124,6 +134,15 @@ def _failures_in_words(client: httpx.Client) -> Iterator[None]:
         raise ServerError(f"the server at {url} did not answer in time") from error
     except httpx.HTTPError as error:
         raise ServerError(f"the connection to {url} broke: {error}") from error
+
+
+def _json_of(client: httpx.Client, response: httpx.Response) -> Any:
+    _refuse_errors(client, response)
+    try:
+        return response.json()
+    except ValueError as error:
+        where = f"{_root(client)}{response.url.path}"
+        raise ServerError(f"{where} did not answer JSON: not Windrose?") from error
 
 
 def _refuse_errors(client: httpx.Client, response: httpx.Response) -> None:

@@ -19,7 +19,7 @@ class ActorLine(BaseModel):
     """One actor in the body of GET /v1/experts."""
 
     pipeline: str
-    rank: int
+    rank: int | None
     role: str
     pid: int
     node: str
@@ -132,10 +132,12 @@ def _actor_table(body: ExpertsBody) -> Table:
     for heading in ("pipeline", "rank", "role", "pid", "node", "device", "phase", "weights"):
         right = heading in ("rank", "pid", "weights")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for actor in sorted(body.actors, key=lambda one: (one.pipeline, one.rank)):
+    for actor in sorted(
+        body.actors, key=lambda one: (one.pipeline, one.rank is None, one.rank or 0)
+    ):
         table.add_row(
             actor.pipeline,
-            str(actor.rank),
+            "" if actor.rank is None else str(actor.rank),
             actor.role,
             str(actor.pid),
             actor.node,
@@ -144,3 +146,8 @@ def _actor_table(body: ExpertsBody) -> Table:
             decimal(actor.weights_bytes),
         )
     return table
+
+
+def _pipeline_and_rank(actor: ActorLine) -> tuple[str, bool, int]:
+    """Those without a rank come behind those with one."""
+    return actor.pipeline, actor.rank is None, actor.rank or 0

@@ -9,13 +9,17 @@ import signal
 import socket
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from cluster.local_ray import LocalRay, join_cluster
-from cluster.placement import cpus_needed
+from cluster.placement import cpus_needed, room_to_grow
 from configs.schema import WindroseConfig
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+    from model.config import ModelConfig
 
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
 
@@ -37,7 +41,7 @@ def serve(config: WindroseConfig) -> int:
         console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
         return 1
     try:
-        _check(config)
+        model = _check(config)
     except ValueError as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -48,7 +52,8 @@ def serve(config: WindroseConfig) -> int:
         if address:
             join_cluster(address)
         else:
-            own = LocalRay(cpus_needed(config) + _SERVE_CPUS, config.shutdown_timeout_s)
+            cpus = cpus_needed(config) + room_to_grow(config, model.num_experts) + _SERVE_CPUS
+            own = LocalRay(cpus, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
             own.start()
         signals.install()  # again: Ray has installed its own
@@ -111,13 +116,14 @@ def _drain(config: WindroseConfig, console: Console) -> None:
         console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
 
 
-def _check(config: WindroseConfig) -> None:
-    """Refuse a checkpoint that cannot be served before anything is started."""
+def _check(config: WindroseConfig) -> ModelConfig:
+    """Refuse a checkpoint that cannot be served before anything is started; returns its config."""
     from actors.model_plan import check_checkpoint
     from model.tokenizer import Tokenizer
 
-    check_checkpoint(config)
+    model = check_checkpoint(config)
     Tokenizer.from_dir(config.model)
+    return model
 
 
 def _port_is_free(config: WindroseConfig) -> bool:

@@ -21,6 +21,7 @@ from sentencepiece import SentencePieceProcessor
 from actors.errors import ApiError
 from actors.http_api import create_api
 from actors.messages import GenerateRequest, TokenEvent
+from actors.placement_messages import ChangeReport, PlacementChange
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
 from model.tokenizer import Tokenizer
@@ -68,6 +69,8 @@ class FakeSource:
         self.waiting = threading.Event()  # a script came to its None
         self.closings = threading.Semaphore(0)
         self.is_ready = True
+        self.changes: list[PlacementChange] = []
+        self.change_answer: list[ChangeReport] | Exception = []
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)
@@ -92,6 +95,12 @@ class FakeSource:
 
     async def experts(self) -> dict[str, object]:
         return {"placement_version": 3, "balancedness": 1.0}
+
+    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+        self.changes.append(change)
+        if isinstance(self.change_answer, Exception):
+            raise self.change_answer
+        return self.change_answer
 
     async def engine_metrics(self) -> str:
         return "# TYPE windrose_num_requests_running gauge\nwindrose_num_requests_running 2.0\n"

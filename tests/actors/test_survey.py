@@ -9,7 +9,9 @@ from typing import Any, Literal, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.actor_stats import ActorIdentity, ActorStats, Recovery
+from actors.actor_stats import ActorIdentity, ActorStats
+from actors.pipeline_report import BalanceReport, PipelineReport
+from actors.recovery_log import Recovery, RecoveryLog
 from actors.survey import balancedness, experts_json, metrics_text, total_tokens
 
 
@@ -41,6 +43,29 @@ APART = [
     actor(3, "expert", num_rows=12, wait_s=0.5, compute_s=0.125, num_steps=6),
 ]
 
+INGRESS = ActorIdentity("", -1, "ingress", 77, "10.0.0.1", "cpu")
+
+
+def report(*recoveries: Recovery, **fields: Any) -> PipelineReport:
+    log = RecoveryLog()
+    for recovery in recoveries:
+        log.add(recovery)
+    plain = PipelineReport(
+        router=ActorIdentity("p0", -1, "router", 55, "10.0.0.1", "cpu"),
+        serving=True,
+        obstacle=None,
+        placement_version=5,
+        placement=PLACEMENT,
+        filling=(),
+        faults={},
+        num_spares=0,
+        recoveries=tuple(log.recent),
+        recovery_counts=log.counts(),
+        changes={"applied": 0, "refused": 0, "failed": 0},
+        balance=BalanceReport("advise", (), {}),
+    )
+    return replace(plain, **fields)
+
 
 def test_tokens_are_summed_over_actors() -> None:
     assert total_tokens(APART) == [[6, 4, 2], [1, 2, 9]]
@@ -66,12 +91,16 @@ def test_balancedness_is_mean_over_max_averaged_over_layers(
 
 
 def test_experts_apart_as_json() -> None:
-    body = json.loads(json.dumps(experts_json(APART)))
+    body = json.loads(json.dumps(experts_json(APART, [report()], INGRESS)))
     assert body["placement_version"] == 5
     assert body["placement"] == [[[2], [2], [3]], [[3], [2], [2, 3]]]
     assert body["tokens"] == [[6, 4, 2], [1, 2, 9]]
     assert body["balancedness"] == pytest.approx((4 / 6 + 4 / 9) / 2)
-    assert [one["rank"] for one in body["actors"]] == [0, 1, 2, 3]
+    assert [one["rank"] for one in body["actors"]] == [0, 1, 2, 3, None, None]
+    assert [(one["role"], one["pid"]) for one in body["actors"][4:]] == [
+        ("router", 55),
+        ("ingress", 77),
+    ]
     assert body["actors"][2] == {
         "pipeline": "p0",
         "rank": 2,
@@ -90,26 +119,45 @@ def test_colocated_experts_are_on_every_attention_rank_of_their_pipeline() -> No
         actor(1, "attention", expert_tokens=[[3, 4]]),
         actor(0, "attention", "p1", expert_tokens=[[5, 6]]),
     ]
-    body = experts_json(stats)
+    body = experts_json(stats, [], INGRESS)
     assert body["placement"] == [[[0, 1], [0, 1]]]
     assert body["tokens"] == [[9, 12]]
 
 
 def test_actors_that_have_not_begun_make_valid_json() -> None:
-    body = experts_json([replace(actor(0, "attention"), phase="loading")])
+    body = experts_json([replace(actor(0, "attention"), phase="loading")], [], INGRESS)
     assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
-    assert experts_json([])["actors"] == []
+    actors = cast(list[dict[str, object]], experts_json([], [], INGRESS)["actors"])
+    assert [one["role"] for one in actors] == ["ingress"]
 
 
-def samples(stats: list[ActorStats]) -> dict[tuple[str, tuple[str, ...]], float]:
+def test_a_pipeline_that_waits_for_an_actor_says_why() -> None:
+    waiting = report(
+        serving=False, obstacle="no holder", filling=(2, 3), faults={3: "CheckpointError: x"}
+    )
+    (told,) = cast(list[dict[str, Any]], experts_json(APART, [waiting], INGRESS)["pipelines"])
+    assert (told["serving"], told["obstacle"]) == (False, "no holder")
+    assert told["replacing"] == [
+        {"rank": 2, "fault": None},
+        {"rank": 3, "fault": "CheckpointError: x"},
+    ]
+    found = samples(APART, waiting)
+    assert found["windrose_ranks_replacing", ("p0",)] == 2
+
+
+def samples(
+    stats: list[ActorStats], *reports: PipelineReport
+) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every sample: (name, label values by label, without the model's) -> value."""
     found: dict[tuple[str, tuple[str, ...]], float] = {}
-    for family in text_string_to_metric_families(metrics_text(stats, "tiny")):
+    for family in text_string_to_metric_families(metrics_text(stats, reports, "tiny")):
         assert family.documentation
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("model_name") == "tiny"
             assert (family.type == "counter") == sample.name.endswith("_total"), sample
+            if family.type == "histogram":
+                assert sample.name.removeprefix(family.name) in ("_bucket", "_sum", "_count")
             key = (sample.name, tuple(labels[label] for label in sorted(labels)))
             assert key not in found
             found[key] = sample.value
@@ -141,7 +189,6 @@ def test_metrics_of_all_actors() -> None:
         ("0", "0"): 6, ("0", "1"): 4, ("0", "2"): 2,
         ("1", "0"): 1, ("1", "1"): 2, ("1", "2"): 9,
     }  # fmt: skip
-    assert found.pop(("windrose_recovery_seconds_total", ())) == 0
     # Attention actors have no expert actor's series, nor the reverse.
     ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
     assert not any("engine" in name and rank in "23" for name, rank in ranks)
@@ -154,15 +201,33 @@ def test_recoveries_are_told_by_role_and_cause() -> None:
         Recovery("hang", (("attention", 1),), 2.0, 3.0, 1.0, 0.0),
         Recovery("link", (), 3.0, 0.5, 0.0, 0.5),
     )
-    stats = [replace(APART[0], recoveries=deaths), *APART[1:]]
-    found = samples(stats)
-    assert found["windrose_recoveries_total", ("death", "expert")] == 2
-    assert found["windrose_recoveries_total", ("hang", "attention")] == 1
-    assert found["windrose_recovery_seconds_total", ()] == 7.0
-    told = cast(list[dict[str, object]], experts_json(stats)["recoveries"])
+    found = samples(APART, report(*deaths, changes={"applied": 2}))
+    assert found["windrose_recoveries_total", ("death", "p0", "expert")] == 2
+    assert found["windrose_recoveries_total", ("hang", "p0", "attention")] == 1
+    assert found["windrose_recovery_seconds_sum", ("p0",)] == 7.0
+    assert found["windrose_recovery_seconds_count", ("p0",)] == 3
+    buckets = {
+        labels[0]: value
+        for (name, labels), value in found.items()
+        if name == "windrose_recovery_seconds_bucket"
+    }
+    assert (buckets["0.8"], buckets["1.5"], buckets["3.0"], buckets["6.0"]) == (0, 1, 2, 3)
+    assert buckets["+Inf"] == 3
+    assert found["windrose_placement_changes_total", ("applied", "p0")] == 2
+    told = cast(
+        list[dict[str, object]], experts_json(APART, [report(*deaths)], INGRESS)["recoveries"]
+    )
     assert [one["total_s"] for one in told] == [2.0, 4.0, 1.0]
     assert told[0]["dead"] == (("expert", 2), ("expert", 3))
 
 
+def test_only_the_last_recoveries_are_kept_in_full() -> None:
+    many = [Recovery("death", (("expert", 2),), float(i), 0.5, 0.0, 0.0) for i in range(150)]
+    told = report(*many)
+    assert [recovery.at_s for recovery in told.recoveries] == [float(i) for i in range(50, 150)]
+    assert told.recovery_counts.lost == {("expert", "death"): 150}
+    assert sum(told.recovery_counts.bucket_counts) == 150
+
+
 def test_metrics_without_actors_are_valid() -> None:
-    assert samples([]) == {("windrose_recovery_seconds_total", ()): 0}
+    assert samples([]) == {}

@@ -35,10 +35,10 @@ class WatchedExchange(Exchange):
     on_open: Callable[[int], None] = staticmethod(lambda _num_rows: None)
 
     def open_step(
-        self, num_rows: int, placement_version: int, *, stop: bool = False
+        self, num_rows: int, placement_version: int, *, next_epoch: int = 0, stop: bool = False
     ) -> list[StepHeader]:
         self.on_open(num_rows)
-        return super().open_step(num_rows, placement_version, stop=stop)
+        return super().open_step(num_rows, placement_version, next_epoch=next_epoch, stop=stop)
 
 
 class ThreadedPipeline:
@@ -72,7 +72,7 @@ class ThreadedPipeline:
             for one in made
         ]
 
-    def _attention(self) -> list[Callable[[], None]]:
+    def _attention(self) -> list[Callable[[], object]]:
         plan, checkpoint = self.plan, Checkpoint(self.plan.model_dir)
         for rank in range(plan.num_attention):
             dispatcher: Dispatcher
@@ -83,7 +83,8 @@ class ThreadedPipeline:
                 )
                 dispatcher = LocalDispatcher(shard)
             else:
-                dispatcher = exact_dispatcher(plan, exchange, self._placement, CPU)
+                dispatcher = exact_dispatcher(plan, CPU)
+                dispatcher.attach(exchange, self._placement)
             weights = load_decoder(checkpoint, plan.model, plan.torch_dtype, CPU)
             built = build_engine(plan, weights, dispatcher, CPU)
             self.engines.append(built.engine)
@@ -91,13 +92,14 @@ class ThreadedPipeline:
             self.loops.append(StepLoop(built.engine, exchange, self._emit_of(rank)))
         return [loop.run for loop in self.loops]
 
-    def _experts(self) -> list[Callable[[], None]]:
+    def _experts(self) -> list[Callable[[], object]]:
         plan, checkpoint = self.plan, Checkpoint(self.plan.model_dir)
-        runs = []
+        runs: list[Callable[[], object]] = []
         for exchange in self.exchanges[plan.num_attention :]:
             held = self._placement.held_by(exchange.ranks.own)
             shard = load_experts(checkpoint, plan.model, held, plan.torch_dtype, CPU)
-            server = expert_server(plan, exchange, shard, CPU)
+            server = expert_server(plan, shard, CPU)
+            server.attach(exchange)
             self.expert_times.append(server.times)
             runs.append(server.run)
         return runs
@@ -111,7 +113,7 @@ class ThreadedPipeline:
     def _emit_of(self, rank: int) -> Callable[[str, StepEvents], None]:
         return lambda ingress, events: self.emitted.put((rank, ingress, events))
 
-    def _run(self, target: Callable[[], None]) -> None:
+    def _run(self, target: Callable[[], object]) -> None:
         try:
             target()
         except BaseException as failure:  # shown by stop()

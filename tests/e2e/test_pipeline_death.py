@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
-from tests.e2e.test_serve_command import Stream
+from tests.e2e.streams import Known, assert_undisturbed, experts_of, ranks_of, start, undisturbed
 
 NUM_STREAMS = 32
 MAX_TOKENS = 300
+RANKS = [0, 1, 2, 3]
 Victims = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
@@ -39,42 +39,8 @@ def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(url: str, reference: Reference) -> dict[int, tuple[int, ...]]:
-    """What every stream must answer: greedy ones as transformers, seeded ones as when calm."""
-    expected = {
-        i: reference.greedy(tuple(prompt_of(i)), MAX_TOKENS).token_ids
-        for i in range(0, NUM_STREAMS, 2)
-    }
-    for stream in finished(start(url, range(1, NUM_STREAMS, 2))):
-        expected[stream.number] = tuple(stream.token_ids)
-    return expected
-
-
-class NumberedStream(Stream):
-    """Stream number i: greedy where i is even, drawn with seed i where it is odd."""
-
-    def __init__(self, url: str, number: int) -> None:
-        extra = {"seed": number, "temperature": 1.0} if number % 2 else {}
-        super().__init__(url, prompt_of(number), MAX_TOKENS, **extra)
-        self.number = number
-
-
-def prompt_of(number: int) -> list[int]:
-    return [1] + [40 + number] * (1 + number % 5)
-
-
-def start(url: str, numbers: range) -> list[NumberedStream]:
-    streams = [NumberedStream(url, number) for number in numbers]
-    for stream in streams:
-        stream.start()
-    return streams
-
-
-def finished(streams: list[NumberedStream]) -> list[NumberedStream]:
-    for stream in streams:
-        stream.join(180.0)
-        assert stream.done, f"stream {stream.number} did not end"
-    return streams
+def known(url: str, reference: Reference) -> Known:
+    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
 
 
 def one(role: str) -> Victims:
@@ -91,49 +57,50 @@ def every(role: str) -> Victims:
         pytest.param(one("expert"), signal.SIGKILL, id="expert-killed"),
         pytest.param(one("attention"), signal.SIGKILL, id="attention-killed"),
         pytest.param(every("expert"), signal.SIGKILL, id="all-experts-killed"),
+        pytest.param(every("attention"), signal.SIGKILL, id="all-attention-killed"),
         pytest.param(lambda actors: actors[1:3], signal.SIGKILL, id="one-of-each-killed"),
         pytest.param(one("expert"), signal.SIGSTOP, id="expert-hangs"),
+        pytest.param(one("attention"), signal.SIGSTOP, id="attention-hangs"),
     ],
 )
-def test_streams_go_on(
-    url: str, undisturbed: dict[int, tuple[int, ...]], victims: Victims, how: signal.Signals
-) -> None:
-    streams = start(url, range(NUM_STREAMS))
-    for stream in streams:
-        assert stream.started.wait(60.0)
-    before = httpx.get(f"{url}/v1/experts").json()
-    struck = {actor["pid"] for actor in victims(before["actors"])}
+def test_streams_go_on(url: str, known: Known, victims: Victims, how: signal.Signals) -> None:
+    before = ranks_of(url, RANKS)
+    num_recoveries = len(experts_of(url)["recoveries"])
+    streams = start(url, NUM_STREAMS, MAX_TOKENS)
+    struck = {actor["pid"] for actor in victims(before)}
     assert not any(stream.done for stream in streams), "they ended before it happened"
     for pid in struck:
         os.kill(pid, how)
-    for stream in finished(streams):
-        assert tuple(stream.token_ids) == undisturbed[stream.number], f"stream {stream.number}"
-    after = httpx.get(f"{url}/v1/experts").json()
-    survivors = {actor["pid"] for actor in before["actors"]} - struck
-    pids = {actor["pid"] for actor in after["actors"]}
-    assert survivors <= pids, "an actor that lived was replaced"
-    assert not struck & pids
-    assert len(pids) == 4
-    assert len(after["recoveries"]) > len(before["recoveries"])
+    assert_undisturbed(streams, known)
+    after = {actor["pid"] for actor in ranks_of(url, RANKS)}
+    survivors = {actor["pid"] for actor in before} - struck
+    assert survivors <= after, "an actor that lived was replaced"
+    assert not struck & after
+    assert len(experts_of(url)["recoveries"]) > num_recoveries
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_streams_go_on_when_the_router_dies(
-    url: str, undisturbed: dict[int, tuple[int, ...]]
-) -> None:
-    streams = start(url, range(NUM_STREAMS))
-    for stream in streams:
-        assert stream.started.wait(60.0)
-    routers = [
-        process
-        for process in psutil.process_iter(["name", "cmdline"])
-        if any("ServeReplica:deaths:Router" in part for part in process.info["cmdline"] or [])
-    ]
-    assert len(routers) == 1
-    before = {actor["pid"] for actor in httpx.get(f"{url}/v1/experts").json()["actors"]}
+def test_a_second_death_during_the_recovery_of_the_first(url: str, known: Known) -> None:
+    before = ranks_of(url, RANKS)
+    streams = start(url, NUM_STREAMS, MAX_TOKENS)
+    os.kill(before[2]["pid"], signal.SIGKILL)
+    # The recovery has begun once the router says so; then another falls, and its replacement.
+    while experts_of(url)["pipelines"][0]["replacing"] == []:
+        pass
+    os.kill(before[1]["pid"], signal.SIGKILL)
+    os.kill(before[3]["pid"], signal.SIGKILL)
+    assert_undisturbed(streams, known)
+    after = {actor["pid"] for actor in ranks_of(url, RANKS)}
+    assert before[0]["pid"] in after
+    assert not {before[i]["pid"] for i in (1, 2, 3)} & after
+
+
+def test_streams_go_on_when_the_router_dies(url: str, known: Known) -> None:
+    before = {actor["pid"] for actor in ranks_of(url, RANKS)}
+    (router,) = [one["pid"] for one in experts_of(url)["actors"] if one["role"] == "router"]
+    streams = start(url, NUM_STREAMS, MAX_TOKENS)
     assert not any(stream.done for stream in streams), "they ended before it happened"
-    routers[0].kill()
-    for stream in finished(streams):
-        assert tuple(stream.token_ids) == undisturbed[stream.number], f"stream {stream.number}"
-    after = {actor["pid"] for actor in httpx.get(f"{url}/v1/experts").json()["actors"]}
+    os.kill(router, signal.SIGKILL)
+    assert_undisturbed(streams, known)
+    after = {actor["pid"] for actor in ranks_of(url, RANKS)}
     assert not before & after, "the actors of a dead router must die with it"

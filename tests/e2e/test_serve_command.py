@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -23,6 +22,7 @@ import pytest
 
 from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
+from tests.e2e.streams import Stream
 from tests.ports import free_port
 
 WINDROSE = Path(sys.executable).parent / "windrose"
@@ -104,46 +104,6 @@ def serving(model: Path, *flags: str) -> Iterator[Server]:
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
             server.end()
-
-
-class Stream(threading.Thread):
-    """One streaming request; collects token ids, and tells when the first has come."""
-
-    def __init__(self, url: str, prompt: list[int], max_tokens: int, **extra: Any) -> None:
-        super().__init__()
-        self._url = url
-        self.prompt = prompt
-        self._body = {
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "return_token_ids": True,
-            **extra,
-        }
-        self.token_ids: list[int] = []
-        self.done = False
-        self.cut = False
-        self.started = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._read()
-        except httpx.RemoteProtocolError:
-            self.cut = True
-
-    def _read(self) -> None:
-        with httpx.stream("POST", f"{self._url}/v1/completions", json=self._body, timeout=60) as r:
-            rest = b""
-            for part in r.iter_bytes():
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    if line == b"data: [DONE]":
-                        self.done = True
-                    elif line.startswith(b"data: "):
-                        self.token_ids += json.loads(line[6:])["choices"][0]["token_ids"]
-                        self.started.set()
 
 
 def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:

@@ -51,12 +51,13 @@ def says(*pieces: str) -> Reply:
 
 @dataclass
 class Stub:
-    """Its address, what it answers to a path, and the bodies that came."""
+    """Its address, what it answers to a path, and the bodies that came: chats, and others."""
 
     url: str
     replies: dict[str, Reply] = field(default_factory=dict)
     chat: Callable[[dict[str, Any]], Reply] = field(default=lambda _body: says("Hello"))
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    posts: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # (path, body)
     client_left: threading.Event = field(default_factory=threading.Event)
 
 
@@ -66,15 +67,21 @@ def stub_server() -> Iterator[Stub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            missing = error_reply(404, f"there is no {self.path} here")
-            self._send(stub.replies.get(self.path, missing))
+            self._send_reply_to_path()
 
         def do_POST(self) -> None:
-            assert self.path == "/v1/chat/completions"
             raw = self.rfile.read(int(self.headers["content-length"]))
             body: dict[str, Any] = json.loads(raw)
-            stub.bodies.append(body)
-            self._send(stub.chat(body))
+            if self.path == "/v1/chat/completions":
+                stub.bodies.append(body)
+                self._send(stub.chat(body))
+            else:
+                stub.posts.append((self.path, body))
+                self._send_reply_to_path()
+
+        def _send_reply_to_path(self) -> None:
+            missing = error_reply(404, f"there is no {self.path} here")
+            self._send(stub.replies.get(self.path, missing))
 
         def _send(self, reply: Reply) -> None:
             self.send_response(reply.status)

@@ -1,0 +1,179 @@
+"""Who has which rank: the actors that serve, those loaded and waiting to join, and the spares.
+
+A rank that is to be filled is tried again and again, ever more slowly: what is wrong (a corrupt
+shard, no resources) may be mended meanwhile, and those that are left go on serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ray.exceptions import RayError
+
+from actors.expert import Pair
+from actors.recovery import describe, retry_delay_s
+from actors.spawn import Kind, Member, Spawner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the last try to fill a rank failed, and how many have."""
+
+    error: Exception
+    failures: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return describe(self.error)
+
+
+class Crew:
+    """The actors of one pipeline. Every method runs on the router's event loop."""
+
+    def __init__(
+        self,
+        spawner: Spawner,
+        num_attention: int,
+        num_spares: int,
+        load_timeout_s: float,
+        share: Callable[[int], Sequence[Pair]],
+    ) -> None:
+        """`share(rank)`: what an expert rank is to hold."""
+        self._spawner = spawner
+        self._num_attention = num_attention
+        self._num_spares = num_spares
+        self._load_timeout_s = load_timeout_s
+        self._share = share
+        self._waiting: list[asyncio.Event] = []
+        self._filling: dict[int, asyncio.Task[None]] = {}
+        self._spares: dict[str, Member] = {}
+        self._guards: set[asyncio.Task[None]] = set()
+        self.serving: dict[int, Member] = {}  # in the epoch
+        self.ready: dict[int, Member] = {}  # loaded, not in the epoch yet
+        self.faults: dict[int, Fault] = {}  # ranks that cannot be filled at present
+
+    def role_of(self, rank: int) -> Kind:
+        """Attention ranks come first, for life."""
+        return "attention" if rank < self._num_attention else "expert"
+
+    @property
+    def attention(self) -> dict[int, Member]:
+        """Serving attention actors, by rank."""
+        return {r: self.serving[r] for r in sorted(self.serving) if r < self._num_attention}
+
+    @property
+    def expert(self) -> dict[int, Member]:
+        """Serving expert actors, by rank."""
+        return {r: self.serving[r] for r in sorted(self.serving) if r >= self._num_attention}
+
+    @property
+    def filling(self) -> list[int]:
+        """Ranks whose next actor is still loading, or cannot."""
+        return sorted(self._filling)
+
+    @property
+    def num_spares(self) -> int:
+        """Spares that wait, or are being started."""
+        return len(self._spares)
+
+    def fill(self, rank: int) -> None:
+        """Get an actor for a rank, a spare if there is one; it is in `ready` once it is loaded."""
+        self._filling[rank] = asyncio.get_running_loop().create_task(self._fill(rank))
+
+    async def _fill(self, rank: int) -> None:
+        failures = 0
+        while True:
+            member = self._take_spare() or self._spawner.spawn(self.role_of(rank))
+            is_attention = self.role_of(rank) == "attention"
+            pairs = () if is_attention else self._share(rank)
+            try:
+                load = member.handle.load.remote(rank, is_attention, pairs)
+                await asyncio.wait_for(load, self._load_timeout_s)
+                break
+            except asyncio.CancelledError:
+                self._spawner.end(member)
+                raise
+            except (RayError, TimeoutError) as error:
+                self._spawner.end(member)
+                failures += 1
+                self.faults[rank] = fault = Fault(error, failures)
+                logger.error("no actor for %s rank %d: %s", self.role_of(rank), rank, fault)
+                self._tell()
+            await asyncio.sleep(retry_delay_s(failures))
+        self.faults.pop(rank, None)
+        del self._filling[rank]
+        self.ready[rank] = member
+        self._tell()
+
+    async def shortage(self, count: int) -> str | None:
+        """What the cluster lacks for so many more actors, in one phrase; or None."""
+        return await asyncio.to_thread(self._spawner.shortage, count)
+
+    async def changed(self) -> None:
+        """Return when a rank has got its actor, or failed to."""
+        event = asyncio.Event()
+        self._waiting.append(event)
+        await event.wait()
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            event.set()
+
+    def join(self) -> None:
+        """Those that are ready serve from now on."""
+        self.serving |= self.ready
+        self.ready = {}
+
+    def lose(self, rank: int) -> None:
+        """Kill a rank's actor, if it still lives, and get another."""
+        self.retire(rank)
+        self.fill(rank)
+
+    def retire(self, rank: int) -> None:
+        """Kill a rank's actor and have none in its place."""
+        member = self.serving.pop(rank, None) or self.ready.pop(rank, None)
+        if member is not None:
+            self._spawner.end(member)
+        task = self._filling.pop(rank, None)
+        if task is not None:
+            task.cancel()
+        self.faults.pop(rank, None)
+
+    def keep_spares(self) -> None:
+        """Start as many spares as are missing."""
+        while len(self._spares) < self._num_spares:
+            member = self._spawner.spawn("spare")
+            self._spares[member.name] = member
+            guard = asyncio.get_running_loop().create_task(self._guard(member))
+            self._guards.add(guard)
+            guard.add_done_callback(self._guards.discard)
+
+    async def _guard(self, spare: Member) -> None:
+        """Replace a spare that dies before it is needed."""
+        try:
+            await spare.handle.taken.remote()
+        except RayError:
+            if self._spares.pop(spare.name, None) is not None:
+                logger.warning("a spare actor died; another is started")
+                self._spawner.end(spare)
+                self.keep_spares()
+
+    def _take_spare(self) -> Member | None:
+        if not self._spares:
+            return None
+        return self._spares.pop(next(iter(self._spares)))
+
+    def end(self) -> None:
+        """Kill every actor."""
+        for task in [*self._filling.values(), *self._guards]:
+            task.cancel()
+        members = [*self.serving.values(), *self.ready.values(), *self._spares.values()]
+        self.serving, self.ready, self._spares = {}, {}, {}
+        for member in members:
+            self._spawner.end(member)

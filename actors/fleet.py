@@ -1,0 +1,139 @@
+"""All pipelines of an application as an ingress sees them: how they are, and changes to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import ray
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.actor_stats import ActorIdentity, ActorStats
+from actors.errors import ApiError, BadRequest, Conflict, Unavailable
+from actors.pipeline_report import PipelineReport
+from actors.placement_messages import ChangeRefused, ChangeReport, PlacementChange
+from actors.recovery import describe
+from actors.survey import experts_json, metrics_text
+
+if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
+    from actors.router import Router
+
+_POLL_S = 1.0
+_ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
+
+BROKEN = (RayError, RayServeException, RuntimeError, TimeoutError)
+
+
+class Fleet:
+    """Asks the routers, and every actor of theirs by its name in Ray."""
+
+    def __init__(
+        self,
+        router: DeploymentHandle[Router],
+        namespace: str,
+        model_name: str,
+        on_look: Callable[[], None],
+    ) -> None:
+        """`on_look()` is called whenever it has been seen which pipelines serve."""
+        self._router = router
+        self._namespace = namespace
+        self._model_name = model_name
+        self._on_look = on_look
+        self._poll: asyncio.Task[None] | None = None
+        self._served_s: dict[str, float] = {}
+        self._ready = False
+
+    def ready(self) -> bool:
+        """Whether a pipeline serves, as last seen."""
+        self.watch()
+        return self._ready
+
+    def watch(self) -> None:
+        """See once a second which pipelines serve, from now on."""
+        if self._poll is None:
+            self._poll = asyncio.get_running_loop().create_task(self._keep_looking())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            serving = [one.router.pipeline for one in await self.reports() if one.serving]
+            self._ready = bool(serving)
+            self._served_s |= dict.fromkeys(serving, time.monotonic())
+            self._on_look()
+            await asyncio.sleep(_POLL_S)
+
+    def silent_s(self, pipeline: str) -> float:
+        """For how long a pipeline has not been seen to serve; 0 for one that was never seen."""
+        now_s = time.monotonic()
+        return now_s - self._served_s.get(pipeline, now_s)
+
+    async def reports(self) -> list[PipelineReport]:
+        """What every router says of its pipeline; those that do not answer are left out."""
+        try:
+            answers = await self._router.broadcast("report").results_async(
+                timeout_s=_ANSWER_S, return_exceptions=True
+            )
+        except BROKEN:
+            return []
+        reports = [answer for answer in answers if isinstance(answer, PipelineReport)]
+        return sorted(reports, key=lambda report: report.router.pipeline)
+
+    async def survey(self) -> list[ActorStats]:
+        """Ask all actors of all pipelines; those that do not answer are left out."""
+        named = await asyncio.to_thread(ray.util.list_named_actors, True)
+        names = [item["name"] for item in named if item["namespace"] == self._namespace]
+        answers = await asyncio.gather(*(self._ask(name) for name in names))
+        stats = [answer for answer in answers if answer is not None]
+        return sorted(stats, key=lambda one: (one.identity.pipeline, one.identity.rank))
+
+    async def _ask(self, name: str) -> ActorStats | None:
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+            stats: ActorStats = await asyncio.wait_for(actor.stats.remote(), _ANSWER_S)
+        except (*BROKEN, ValueError):
+            return None
+        return stats
+
+    async def experts(self) -> dict[str, object]:
+        """Who serves which expert and how loaded each is."""
+        stats, reports = await asyncio.gather(self.survey(), self.reports())
+        return experts_json(stats, reports, _own_identity())
+
+    async def metrics(self) -> str:
+        """Prometheus text of all actors."""
+        stats, reports = await asyncio.gather(self.survey(), self.reports())
+        return metrics_text(stats, reports, self._model_name)
+
+    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+        """Have every pipeline change its placement; returns when it is in force in all.
+
+        Raises:
+            ApiError: BadRequest or Conflict where none could, Unavailable where there is none.
+        """
+        try:
+            answers = await self._router.broadcast("change", change).results_async(
+                return_exceptions=True
+            )
+        except BROKEN as error:
+            raise Unavailable(f"no pipeline can be reached: {describe(error)}") from error
+        made = [answer for answer in answers if isinstance(answer, ChangeReport)]
+        if not made:
+            raise _refusal(answers[0])
+        return sorted(made, key=lambda report: report.pipeline)
+
+
+def _refusal(answer: object) -> ApiError:
+    if isinstance(answer, ChangeRefused):
+        if answer.param is None:
+            return Conflict(str(answer))
+        return BadRequest(str(answer), param=answer.param)
+    assert isinstance(answer, BaseException)
+    return Unavailable(f"the router did not answer: {describe(answer)}")
+
+
+def _own_identity() -> ActorIdentity:
+    return ActorIdentity("", -1, "ingress", os.getpid(), ray.util.get_node_ip_address(), "cpu")

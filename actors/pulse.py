@@ -1,0 +1,87 @@
+"""Noticing from the router's side that something is wrong: a loss, an end, a silence."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from ray.exceptions import RayError
+
+from actors.actor_stats import ActorStats
+from actors.crew import Crew
+from actors.groups import forget
+from actors.spawn import Member
+
+_BEAT_S = 1.0
+
+OnStats = Callable[[Mapping[int, ActorStats]], None]
+
+
+class Pulse:
+    """Watches the actors that serve, and asks them how they are once a second.
+
+    A dead actor ends its `watch` call at once, and a lost peer those of all others. A rank that
+    hangs while nobody waits for its messages is only noticed by its silence.
+    """
+
+    def __init__(self, crew: Crew, silence_s: float, on_stats: OnStats) -> None:
+        """An actor silent for `silence_s` seconds hangs; `on_stats` gets every beat's answers."""
+        self._crew = crew
+        self._silence_s = silence_s
+        self._on_stats = on_stats
+        self._silence = asyncio.Event()
+
+    async def trouble(self, epoch: int) -> None:
+        """Return when a rank has lost `epoch`, its loop has ended, it has died, or it hangs."""
+        watches = {
+            asyncio.ensure_future(member.handle.watch.remote(epoch))
+            for member in self._crew.serving.values()
+        }
+        silence = asyncio.ensure_future(self._silence.wait())
+        waiting = {silence, *watches}
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if silence in done or not all(_moved_on(watch) for watch in done):
+                    return
+        finally:
+            silence.cancel()
+            for watch in watches:
+                watch.add_done_callback(forget)
+                watch.cancel()
+
+    def calm(self) -> None:
+        """Forget the silences so far: who was silent has been dealt with."""
+        self._silence.clear()
+
+    async def beat(self) -> None:
+        """Ask all serving actors for their stats once a second, for ever."""
+        heard_s: dict[str, float] = {}
+        while True:
+            began_s = time.monotonic()
+            members = dict(self._crew.serving)
+            answers = await asyncio.gather(*(self._ask(member) for member in members.values()))
+            now_s = time.monotonic()
+            stats: dict[int, ActorStats] = {}
+            for (rank, member), answer in zip(members.items(), answers, strict=True):
+                since_s = heard_s.setdefault(member.name, began_s)
+                if answer is not None:
+                    heard_s[member.name] = now_s
+                    stats[rank] = answer
+                elif now_s - since_s >= self._silence_s and self._crew.serving.get(rank) is member:
+                    self._silence.set()
+            heard_s = {member.name: heard_s[member.name] for member in members.values()}
+            self._on_stats(stats)
+            await asyncio.sleep(max(0.0, began_s + _BEAT_S - time.monotonic()))
+
+    async def _ask(self, member: Member) -> ActorStats | None:
+        try:
+            answer: ActorStats = await asyncio.wait_for(member.handle.stats.remote(), _BEAT_S)
+        except (RayError, TimeoutError):
+            return None
+        return answer
+
+
+def _moved_on(watch: asyncio.Future[bool]) -> bool:
+    return watch.exception() is None and watch.result()

@@ -1,0 +1,89 @@
+"""An HTTP ingress dies: only its own connections break, and its requests hold nothing for long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from actors.attention import LEASE_S
+from configs.schema import WindroseConfig
+from tests.e2e.deployments import Cluster
+from tests.e2e.reference import Reference
+from tests.e2e.streams import Known, experts_of, finished, start, undisturbed
+
+NUM_STREAMS = 16
+MAX_TOKENS = 200
+FAR = 3000  # tokens: longer than the lease of an ingress
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
+    config = WindroseConfig(
+        model=str(checkpoint),
+        ingress_replicas=2,
+        cpus_per_actor=0.1,
+        threads_per_actor=1,
+        max_model_len=4000,
+    )
+    with cluster.deployed(config, "ingress") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def known(url: str, reference: Reference) -> Known:
+    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
+
+
+def ingress_pids(url: str) -> set[int]:
+    """Of all ingresses: each answers with its own."""
+    pids: set[int] = set()
+    deadline_s = time.monotonic() + 60.0
+    while len(pids) < 2 and time.monotonic() < deadline_s:
+        pids |= {one["pid"] for one in experts_of(url)["actors"] if one["role"] == "ingress"}
+    assert len(pids) == 2
+    return pids
+
+
+def running(url: str) -> float:
+    """Sequences that hold KV blocks, as the metrics say."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith("windrose_num_requests_run")
+    )
+
+
+def test_only_the_dead_ones_connections_break(url: str, known: Known) -> None:
+    victim, _other = sorted(ingress_pids(url))
+    streams = start(url, NUM_STREAMS, MAX_TOKENS)
+    assert not any(stream.done for stream in streams), "they ended before it happened"
+    os.kill(victim, signal.SIGKILL)
+    for stream in streams:
+        stream.join(120.0)
+        assert stream.done or stream.cut
+        if stream.done:
+            assert tuple(stream.token_ids) == known[stream.number]
+    assert any(stream.cut for stream in streams) and any(stream.done for stream in streams)
+    again = finished(start(url, NUM_STREAMS, MAX_TOKENS))
+    assert all(tuple(stream.token_ids) == known[stream.number] for stream in again)
+
+
+def test_what_a_dead_ingress_had_under_way_is_dropped(url: str) -> None:
+    pids = ingress_pids(url)
+    streams = start(url, NUM_STREAMS, FAR)
+    assert running(url) == NUM_STREAMS
+    os.kill(min(pids), signal.SIGKILL)
+    cut_s = time.monotonic()
+    while sum(stream.cut for stream in streams) == 0:
+        assert time.monotonic() - cut_s < 30.0
+        time.sleep(0.05)  # nothing to wait on from outside
+    alive = NUM_STREAMS - sum(stream.cut for stream in streams)
+    while running(url) > alive:
+        assert time.monotonic() - cut_s < LEASE_S + 30.0
+        time.sleep(0.2)
+    assert alive > 0 and not any(stream.done for stream in streams), "nothing was cut short"
