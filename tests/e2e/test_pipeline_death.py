@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import ray
 
+from actors.naming import namespace_of, pipeline_of
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
-from tests.e2e.streams import Known, assert_undisturbed, experts_of, ranks_of, start, undisturbed
+from tests.e2e.streams import (
+    Known,
+    Stream,
+    assert_undisturbed,
+    experts_of,
+    ranks_of,
+    start,
+    undisturbed,
+)
 
 NUM_STREAMS = 32
 MAX_TOKENS = 300
@@ -95,6 +107,22 @@ def test_a_second_death_during_the_recovery_of_the_first(url: str, known: Known)
     assert not {before[i]["pid"] for i in (1, 2, 3)} & after
 
 
+def test_a_death_while_prompts_are_read(url: str, reference: Reference) -> None:
+    before = ranks_of(url, RANKS)
+    prompts = [[1] + [(7 * i + j) % 400 + 40 for j in range(150 + i)] for i in range(NUM_STREAMS)]
+    streams = [Stream(url, prompt, 8) for prompt in prompts]
+    for stream in streams:
+        stream.start()
+    assert streams[0].started.wait(60.0)
+    assert not all(stream.started.is_set() for stream in streams), "all prompts are read"
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    os.kill(before[2]["pid"], signal.SIGKILL)
+    for stream in streams:
+        stream.join(120.0)
+        assert stream.done
+        assert tuple(stream.token_ids) == reference.greedy(tuple(stream.prompt), 8).token_ids
+
+
 def test_streams_go_on_when_the_router_dies(url: str, known: Known) -> None:
     before = {actor["pid"] for actor in ranks_of(url, RANKS)}
     (router,) = [one["pid"] for one in experts_of(url)["actors"] if one["role"] == "router"]
@@ -104,3 +132,37 @@ def test_streams_go_on_when_the_router_dies(url: str, known: Known) -> None:
     assert_undisturbed(streams, known)
     after = {actor["pid"] for actor in ranks_of(url, RANKS)}
     assert not before & after, "the actors of a dead router must die with it"
+
+
+def test_an_actor_that_dies_while_the_pipeline_starts_is_replaced(
+    cluster: Cluster, checkpoint: Path
+) -> None:
+    config = WindroseConfig(
+        model=str(checkpoint), expert_actors=2, cpus_per_actor=0.1, threads_per_actor=1
+    )
+    killed: list[int] = []
+    striker = threading.Thread(target=_kill_the_first_of, args=("starting", killed))
+    striker.start()
+    with cluster.deployed(config, "starting") as url:
+        striker.join(60.0)
+        pids = [one["pid"] for one in ranks_of(url, [0, 1, 2])]
+        assert killed and killed[0] not in pids
+        (pipeline,) = {one["pipeline"] for one in experts_of(url)["actors"] if one["pipeline"]}
+        names = [one["name"] for one in named_actors("starting")]
+        assert {pipeline_of(name) for name in names} == {pipeline}, "all was started anew"
+
+
+def named_actors(application: str) -> list[dict[str, str]]:
+    named: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return [one for one in named if one["namespace"] == namespace_of(application)]
+
+
+def _kill_the_first_of(application: str, killed: list[int]) -> None:
+    """Kill the first actor of an application to show up, before it can have been loaded."""
+    deadline_s = time.monotonic() + 60.0
+    while time.monotonic() < deadline_s:
+        for one in named_actors(application):
+            stats = ray.get(ray.get_actor(one["name"], one["namespace"]).stats.remote())
+            os.kill(stats.identity.pid, signal.SIGKILL)
+            killed.append(stats.identity.pid)
+            return
