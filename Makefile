@@ -7,7 +7,7 @@ PORT ?= 8000
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format demo clean
+.PHONY: help setup serve test check format chaos demo clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,11 @@ check: setup ## ruff, mypy --strict and the import contracts
 format: setup ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: setup ## kill actors under load for five minutes and compare every answer; flags in ARGS=
+	OMP_NUM_THREADS=1 $(BIN)/python -m ops.chaos --serve $(MODEL) --duration 300 --every 6 --seed 1 \
+		--kill expert,attention,router --serve-args "--dtype float32 --attention-actors 2 \
+		--expert-actors 2 --cpus-per-actor 0.1 --threads-per-actor 1 --peer-timeout 3" $(ARGS)
 
 demo: setup ## train the demo checkpoint again (about 20 minutes)
 	$(BIN)/python -m ops.train_demo
