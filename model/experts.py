@@ -18,17 +18,16 @@ from model.linear import Linear
 class Expert:
     """`w2(silu(w1 x) * (w3 x))` (Shazeer, arXiv 2002.05202); w1 and w3 stacked into one matrix."""
 
-    __slots__ = ("_half", "_w2", "_w13")
+    __slots__ = ("_w2", "_w13")
 
     def __init__(self, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor) -> None:
-        self._half = w1_FD.shape[0]
         self._w13 = Linear(torch.cat((w1_FD, w3_FD)))
         self._w2 = Linear(w2_DF)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the expert's output for its rows, [N, D]."""
-        h_N2F = self._w13(x_ND)
-        return self._w2(F.silu(h_N2F[:, : self._half]).mul_(h_N2F[:, self._half :]))
+        gate_NF, up_NF = self._w13(x_ND).chunk(2, dim=-1)
+        return self._w2(F.silu(gate_NF).mul_(up_NF))
 
     @property
     def num_bytes(self) -> int:
