@@ -90,11 +90,9 @@ class Attention:
         num_rows = x_TD.shape[0]
         heads_THd = self._qkv(x_TD).view(num_rows, -1, self._head_dim)
         turning = self._heads + self._kv_heads
-        turned_THd = rotate(heads_THd[:, :turning], context.cos_T1d, context.sin_T1d)
-        query_THd = turned_THd[:, : self._heads]
-        keys_TGd = turned_THd[:, self._heads :]
-        values_TGd = heads_THd[:, turning:]
-        cache.write(layer, batch.slots_T, keys_TGd, values_TGd)
+        rotate(heads_THd[:, :turning], context.cos_T1d, context.sin_T1d)
+        query_THd, kv_TJd = heads_THd.split((self._heads, 2 * self._kv_heads), dim=1)
+        cache.write(layer, batch.slots_T, kv_TJd)
 
         parts = []
         if batch.num_decodes:
@@ -102,7 +100,7 @@ class Attention:
         for chunk, mask_TS in zip(batch.prefills, context.prefill_masks, strict=True):
             rows = slice(chunk.row, chunk.row + chunk.num_rows)
             if mask_TS is None:
-                keys, values = keys_TGd[rows], values_TGd[rows]
+                keys, values = kv_TJd[rows].chunk(2, dim=1)
             else:
                 cached_keys, cached_values = cache.gather(layer, chunk.blocks_1N)
                 end = chunk.start + chunk.num_rows

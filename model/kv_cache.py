@@ -1,7 +1,7 @@
 """Keys and values of every cached token, in blocks that sequences own by block table.
 
 Shape suffixes: L layers, N blocks, S slots (block * block_size + offset), G key-value heads,
-d head dimension, T rows.
+J the heads of the keys and then of the values (2 G), d head dimension, T rows.
 """
 
 from __future__ import annotations
@@ -29,44 +29,39 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        shape = (config.num_layers, num_blocks * block_size, config.num_kv_heads, config.head_dim)
+        slots = num_blocks * block_size
         # Zeros, not empty: a padded read weighs stale slots by 0, and 0 * NaN is NaN.
-        self._keys_LSGd = torch.zeros(shape, dtype=dtype, device=device)
-        self._values_LSGd = torch.zeros(shape, dtype=dtype, device=device)
+        self._kv_LSJd = torch.zeros(
+            (config.num_layers, slots, 2 * config.num_kv_heads, config.head_dim),
+            dtype=dtype,
+            device=device,
+        )
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole cache."""
-        return 2 * self._keys_LSGd.numel() * self._keys_LSGd.element_size()
+        return self._kv_LSJd.numel() * self._kv_LSJd.element_size()
 
-    def write(
-        self, layer: int, slots_T: torch.Tensor, keys_TGd: torch.Tensor, values_TGd: torch.Tensor
-    ) -> None:
+    def write(self, layer: int, slots_T: torch.Tensor, kv_TJd: torch.Tensor) -> None:
         """Store the rows' keys and values at their slots."""
-        self._keys_LSGd[layer].index_copy_(0, slots_T, keys_TGd)
-        self._values_LSGd[layer].index_copy_(0, slots_T, values_TGd)
+        self._kv_LSJd[layer].index_copy_(0, slots_T, kv_TJd)
 
     def clear(self, block_ids: Sequence[int]) -> None:
         """Zero blocks that may hold NaN or infinity, before another sequence gets them."""
-        blocks = torch.tensor(block_ids, device=self._keys_LSGd.device)
-        for layer_SGd in (*self._keys_LSGd, *self._values_LSGd):
-            self._blocks(layer_SGd).index_fill_(0, blocks, 0)
+        blocks = torch.tensor(block_ids, device=self._kv_LSJd.device)
+        for layer_SJd in self._kv_LSJd:
+            self._blocks(layer_SJd).index_fill_(0, blocks, 0)
 
     def gather(self, layer: int, blocks_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (keys, values) of B block tables of N blocks each, [B, N * block_size, G, d]."""
         num_sequences, num_blocks = blocks_BN.shape
-        flat = blocks_BN.reshape(-1)
-        slots = num_blocks * self.block_size
-        keys = self._blocks(self._keys_LSGd[layer]).index_select(0, flat)
-        values = self._blocks(self._values_LSGd[layer]).index_select(0, flat)
-        heads, head_dim = self._keys_LSGd.shape[2:]
-        return (
-            keys.view(num_sequences, slots, heads, head_dim),
-            values.view(num_sequences, slots, heads, head_dim),
-        )
+        kv = self._blocks(self._kv_LSJd[layer]).index_select(0, blocks_BN.reshape(-1))
+        kv_BSJd = kv.view(num_sequences, num_blocks * self.block_size, *self._kv_LSJd.shape[2:])
+        keys_BSGd, values_BSGd = kv_BSJd.chunk(2, dim=2)
+        return keys_BSGd, values_BSGd
 
-    def _blocks(self, one_layer_SGd: torch.Tensor) -> torch.Tensor:
-        return one_layer_SGd.view(self.num_blocks, -1)
+    def _blocks(self, one_layer_SJd: torch.Tensor) -> torch.Tensor:
+        return one_layer_SJd.view(self.num_blocks, -1)
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:

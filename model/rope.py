@@ -38,6 +38,6 @@ class Rope:
 
 
 def rotate(x_THd: torch.Tensor, cos_T1d: torch.Tensor, sin_T1d: torch.Tensor) -> torch.Tensor:
-    """Turn every head of every row by its position; [T, H, d] in, [T, H, d] out."""
+    """Turn every head of every row by its position, in place; returns `x_THd`."""
     swapped_THd = x_THd.roll(x_THd.shape[-1] // 2, dims=-1)
-    return (x_THd * cos_T1d).add_(swapped_THd.mul_(sin_T1d))
+    return x_THd.mul_(cos_T1d).add_(swapped_THd.mul_(sin_T1d))

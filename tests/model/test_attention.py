@@ -88,7 +88,7 @@ class World:
         everything = torch.arange(num_blocks * shape.block_size)
         for layer in range(LAYERS):
             garbage = torch.full((len(everything), shape.kv_heads, shape.head_dim), poison)
-            self.cache.write(layer, everything, garbage, -garbage)
+            self.cache.write(layer, everything, torch.cat((garbage, -garbage), 1))
         self.done = [0] * len(lengths)
         self.out = [
             torch.full((LAYERS, length, HIDDEN), torch.nan, dtype=torch.float64)
