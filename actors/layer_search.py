@@ -1,7 +1,8 @@
 """One layer's experts on ranks with few slots each: local search for an even load.
 
 A placement gets better only if an expert that none but the busiest ranks hold is given to
-another rank, so only such steps are tried: one more copy, an expert moved, two exchanged.
+another rank, so only such steps are tried: one more copy, beside or instead of another, or two
+exchanged.
 Shape suffixes: E experts, C candidates; masks as in rank_loads.py.
 """
 
@@ -134,8 +135,6 @@ class LayerSearch:
                     for bit in self.bits:
                         if mask & ~other_mask & bit:
                             yield toggled(masks, (expert, to | bit), (other, to | bit))
-                        elif room & ~other_mask & bit:
-                            yield toggled(masks, (expert, to), (other, to | bit))
 
     def path(self, masks: Masks) -> list[Masks]:
         """From a valid placement, itself first, down to one that no step makes more even."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,8 @@ from actors.groups import forget
 from actors.spawn import Member
 
 _BEAT_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 OnStats = Callable[[Mapping[int, ActorStats]], None]
 
@@ -72,7 +75,10 @@ class Pulse:
                 elif now_s - since_s >= self._silence_s and self._crew.serving.get(rank) is member:
                     self._silence.set()
             heard_s = {member.name: heard_s[member.name] for member in members.values()}
-            self._on_stats(stats)
+            try:
+                self._on_stats(stats)
+            except Exception:  # whatever is made of the stats, hangs must be noticed
+                logger.exception("the actors' stats could not be taken in")
             await asyncio.sleep(max(0.0, began_s + _BEAT_S - time.monotonic()))
 
     async def _ask(self, member: Member) -> ActorStats | None:

@@ -67,8 +67,7 @@ class LayerLoads:
 
         The rows of an expert without a holder count nowhere.
         """
-        held_E = np.array(masks) > 0
-        confined_S = self._confined(np.array([masks]))[:, 0] - self._load_E[~held_E].sum()
+        confined_S = self._confined(np.array([masks]))[:, 0]
         sets = np.arange(1 << self._num_ranks)
         done, loads = 0, [0.0] * self._num_ranks
         while done != sets[-1]:

@@ -67,7 +67,11 @@ class WindroseConfig(BaseModel):
     ] = "advise"
     redundant_experts: Annotated[
         int,
-        _setting("expert balance", "copies of a layer's experts beyond one each, to place", ge=0),
+        _setting(
+            "expert balance",
+            "copies of a layer's experts beyond one each; rounded up to as many on every actor",
+            ge=0,
+        ),
     ] = 0
     balance_window_s: Annotated[
         float, _setting("expert balance", "seconds of load that are looked at", gt=0)

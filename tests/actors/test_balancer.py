@@ -53,7 +53,7 @@ def full_placements(num_experts: int, num_ranks: int, slots: int) -> np.ndarray:
     parts = list(combinations(range(num_experts), min(slots, num_experts)))
     chosen_NR = np.array(list(combinations_with_replacement(range(len(parts)), num_ranks)))
     held_PE = np.array([[e in part for e in range(num_experts)] for part in parts], np.int64)
-    masks_NE = sum((held_PE[chosen_NR[:, r]] << r for r in range(num_ranks)), np.int64(0))
+    masks_NE = np.sum([held_PE[chosen_NR[:, r]] << r for r in range(num_ranks)], axis=0)
     return union_sizes(masks_NE[masks_NE.all(1)])
 
 
@@ -119,8 +119,8 @@ def test_about_as_few_copies_as_possible_are_added(
 ) -> None:
     rng = random.Random(slots)
     masks_NE, sizes = all_placements(num_experts, num_ranks, slots)
-    surplus = 0
-    for _ in range(20):
+    surplus = []
+    for _ in range(60):
         load_E = skewed(rng, num_experts)
         present = some_layer(rng, num_experts, num_ranks, slots)
         proposed = propose([load_E], ExpertPlacement(1, (present,)), range(num_ranks), slots)
@@ -129,12 +129,12 @@ def test_about_as_few_copies_as_possible_are_added(
         present_E = np.array([1 << held[0] for held in present])
         extra_NE = enough_NE & ~present_E
         copies = sum((extra_NE >> rank & 1).sum(1) for rank in range(num_ranks))
-        surplus += max(0, added(proposed.ranks[0], present) - int(np.min(copies)))
-    assert surplus <= 1
+        surplus.append(added(proposed.ranks[0], present) - int(np.min(copies)))
+    assert max(surplus) <= 1 and sum(surplus) <= 3
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_proposals_are_valid_and_proposing_again_moves_nothing(data: st.DataObject) -> None:
     ranks = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True))
     num_experts = data.draw(st.integers(1, 8))
@@ -151,23 +151,22 @@ def test_proposals_are_valid_and_proposing_again_moves_nothing(data: st.DataObje
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_rank_loads_are_the_evenest_split(data: st.DataObject) -> None:
-    """Their sum is that of the rows; no set of experts exceeds its holders; the top is right."""
-    ranks = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True))
+    ranks = data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True))
     held = st.lists(st.sampled_from(ranks), min_size=1, unique=True).map(tuple)
     layer = data.draw(st.lists(held, min_size=1, max_size=6).map(tuple))
     load_E = data.draw(st.lists(st.integers(0, 99), min_size=len(layer), max_size=len(layer)))
     loads = rank_loads(load_E, layer, ranks)
     assert sum(loads.values()) == pytest.approx(sum(load_E))
-    assert max(loads.values()) == pytest.approx(peak(load_E, layer))
-    for chosen in product((False, True), repeat=len(layer)):
-        held_by = {rank for held, take in zip(layer, chosen) if take for rank in held}
+    for chosen in product((False, True), repeat=len(layer)):  # a split with these loads exists
+        held_by = {rank for some, take in zip(layer, chosen) if take for rank in some}
         rows = sum(load for load, take in zip(load_E, chosen) if take)
         assert sum(loads[rank] for rank in held_by) >= rows - 1e-6
-    for load, some in zip(load_E, layer):
-        # Rows of an expert go to none but its least busy holders, so they bound its load.
-        if load:
-            assert min(loads[rank] for rank in some) * len(some) <= sum(loads[r] for r in some)
+    for load in loads.values():  # busier ranks have only what no other rank could take
+        busier = {rank for rank in ranks if loads[rank] > load + 1e-6}
+        theirs = sum(rows for rows, some in zip(load_E, layer) if busier >= set(some))
+        assert sum(loads[rank] for rank in busier) == pytest.approx(theirs)
 
 
 def test_rank_loads_of_a_chain() -> None:
@@ -175,6 +174,17 @@ def test_rank_loads_of_a_chain() -> None:
     assert rank_loads([60, 60, 90], [(5, 6), (6, 7), (7,)], [5, 6, 7, 8]) == pytest.approx(
         {5: 60, 6: 60, 7: 90, 8: 0}
     )
+
+
+def test_rank_loads_leave_out_an_expert_that_none_of_the_ranks_holds() -> None:
+    assert rank_loads([10, 99, 4], [(1, 2), (7,), (2,)], [1, 2]) == pytest.approx({1: 7, 2: 7})
+
+
+def test_a_start_that_leads_nowhere_is_not_the_only_one() -> None:
+    """7 on each of three ranks; from both packed placements the search gets stuck at 8."""
+    load_E = [0.0, 5, 0, 0, 3, 9, 4, 0]
+    present = ExpertPlacement(1, (((0,), (0,), (0,), (1,), (1,), (1,), (2,), (2,)),))
+    assert peak(load_E, propose([load_E], present, range(3), 3).ranks[0]) <= 7.07
 
 
 def test_a_hot_expert_gets_a_second_holder() -> None:
@@ -190,16 +200,26 @@ def test_a_hot_expert_gets_a_second_holder() -> None:
     assert "max/mean 1.64 now" in decision.reason and "copies" in decision.reason
 
 
-@pytest.mark.parametrize(("load_E", "worth_it"), [(MIXED, False), (NARROW, True)])
-def test_mixtral_on_four_ranks(load_E: list[int], worth_it: bool) -> None:
-    """Pairs (0, 1), (2, 3) .. are busy 1.16 times the mean on mixed, 1.22 on narrow text."""
-    even = split_evenly(32, 8, [1, 2, 3, 4])
-    decision = decide([load_E] * 32, even, [1, 2, 3, 4], 2, 0.12)
-    assert (decision.placement is not None) == worth_it
-    busiest_now = max(a + b for a, b in zip(load_E[::2], load_E[1::2]))
-    assert f"max/mean {busiest_now / 250:.2f}" in decision.reason
+@pytest.mark.parametrize(("load_E", "now", "gain"), [(MIXED, 1.16, 0.138), (NARROW, 1.22, 0.18)])
+def test_mixtral_on_four_ranks_with_four_copies_to_spare(
+    load_E: list[int], now: float, gain: float
+) -> None:
+    """Two neighbours a rank: the busiest has 290 or 305 of 1000, and 250 when all is even."""
+    ranks = [1, 2, 3, 4]
+    decision = decide([load_E] * 32, split_evenly(32, 8, ranks), ranks, 3, 0.15)
+    assert f"max/mean {now:.2f}" in decision.reason
+    assert decision.gain == pytest.approx(gain, abs=0.01)
+    assert (decision.placement is not None) == (gain > 0.15)
     if decision.placement is not None:
-        assert {peak(load_E, tuple(layer)) for layer in decision.placement.ranks} == {260}
+        for layer in decision.placement.ranks:
+            assert max(rank_loads(load_E, layer, ranks).values()) <= 250 * 1.011
+
+
+def test_mixtral_on_four_ranks_without_copies() -> None:
+    """190 + 110 is the least for one of the two hot experts: the other gets the one with 65."""
+    decision = decide([NARROW], split_evenly(1, 8, range(4)), range(4), 2, 0.1)
+    assert decision.placement is None and decision.gain == pytest.approx(1 - 300 / 305)
+    assert "max/mean 1.22 now, 1.20" in decision.reason and "below 10%" in decision.reason
 
 
 def test_one_expert_a_rank_cannot_be_bettered() -> None:
@@ -211,15 +231,15 @@ def test_one_expert_a_rank_cannot_be_bettered() -> None:
 
 def test_without_load_or_without_a_holder_all_stays() -> None:
     even = split_evenly(2, 8, [1, 2])
-    for nothing in ([], [[0] * 8] * 2):
-        assert decide(nothing, even, [1, 2], 4, 0.1).placement is None
+    assert decide([], even, [1, 2], 4, 0.1).placement is None
+    assert decide([[0.0] * 8] * 2, even, [1, 2], 4, 0.1).placement is None
     assert "no holder" in decide([NARROW] * 2, even, [1], 8, 0.1).reason
 
 
 def test_only_layers_that_get_more_even_change() -> None:
     """Layer 1 has more copies than the slots allow; taking them away would be no gain."""
     layers = (split_evenly(1, 8, [0, 1]).ranks[0], ((0, 1),) * 8)
-    load = [[100.0, 100, 100, 100, 1, 1, 1, 1], NARROW]
+    load: list[list[float]] = [[100, 100, 100, 100, 1, 1, 1, 1], [*NARROW]]
     decision = decide(load, ExpertPlacement(1, layers), [0, 1], 4, 0.05)
     assert decision.placement is not None
     assert decision.placement.ranks[1] == layers[1]

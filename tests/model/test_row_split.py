@@ -8,7 +8,7 @@ from itertools import combinations
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from model.placement import ExpertPlacement, split_evenly
 from model.row_split import RowSplit
@@ -52,6 +52,7 @@ def busiest(holder_TK: np.ndarray) -> int:
 
 
 @given(some_layer, some_ids(), st.integers(1, 40))
+@settings(deadline=None)
 def test_every_choice_goes_to_a_holder_in_runs_that_are_worth_it(
     layer: Layer, ids_TK: np.ndarray, min_chunk: int
 ) -> None:
@@ -70,16 +71,18 @@ def test_every_choice_goes_to_a_holder_in_runs_that_are_worth_it(
 
 
 @given(some_ids(), st.integers(0, 7), some_holders, st.integers(1, 40))
+@settings(deadline=None)
 def test_one_replicated_expert_evens_out_up_to_one_chunk(
     ids_TK: np.ndarray, expert: int, held: tuple[int, ...], min_chunk: int
 ) -> None:
-    layer = [(RANKS[e // 2],) for e in range(NUM_EXPERTS)]
+    layer: list[tuple[int, ...]] = [(RANKS[e // 2],) for e in range(NUM_EXPERTS)]
     layer[expert] = held
     best = optimum(counts(ids_TK), tuple(layer))
     assert best <= busiest(split(tuple(layer), ids_TK, min_chunk)) < best + max(min_chunk, 1)
 
 
 @given(some_layer, some_ids())
+@settings(deadline=None)
 def test_many_replicated_experts_even_out_nearly(layer: Layer, ids_TK: np.ndarray) -> None:
     best = optimum(counts(ids_TK), layer)
     assert busiest(split(layer, ids_TK, 1)) <= best * 1.1 + len(RANKS)
@@ -97,6 +100,13 @@ def test_rows_are_divided_in_row_order() -> None:
     ids_TK = np.array([[0, 1]] * 10 + [[2, 0]] * 30 + [[0, 4]] * 20)
     of_expert_0 = split(layer, ids_TK, 16)[ids_TK == 0].tolist()
     assert of_expert_0 == [2] * 40 + [3] * 20
+
+
+def test_runs_of_half_a_chunk_are_worth_it_and_shorter_ones_are_not() -> None:
+    layer = ((2, 3, 5), *[(7,)] * 7)
+    for rows, runs in ((31, [11, 10, 10]), (24, [8, 8, 8]), (23, [12, 11]), (16, [8, 8])):
+        ranks = split(layer, np.array([[0, 1]] * rows), 16)[:, 0].tolist()
+        assert sorted(Counter(ranks).values(), reverse=True) == runs
 
 
 @pytest.mark.parametrize("rows", [1, 15])
