@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
 from actors.expert import Pair
+from actors.patience import within
 from actors.recovery import describe, retry_delay_s
 from actors.spawn import Kind, Member, Spawner
+
+_SPARE_LIFE_S = 10.0  # one that lives for less is not replaced any sooner
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ class Crew:
             pairs = () if is_attention else self._share(rank)
             try:
                 load = member.handle.load.remote(rank, is_attention, pairs)
-                await asyncio.wait_for(load, self._load_timeout_s)
+                await within(self._load_timeout_s, load)
                 break
             except asyncio.CancelledError:
                 self._spawner.end(member)
@@ -125,10 +128,10 @@ class Crew:
         for event in waiting:
             event.set()
 
-    def join(self) -> None:
-        """Those that are ready serve from now on."""
-        self.serving |= self.ready
-        self.ready = {}
+    def join(self, ranks: Iterable[int]) -> None:
+        """These, which are ready, serve from now on."""
+        for rank in ranks:
+            self.serving[rank] = self.ready.pop(rank)
 
     def lose(self, rank: int) -> None:
         """Kill a rank's actor, if it still lives, and get another."""
@@ -155,14 +158,18 @@ class Crew:
             guard.add_done_callback(self._guards.discard)
 
     async def _guard(self, spare: Member) -> None:
-        """Replace a spare that dies before it is needed."""
+        """Replace a spare that dies before it is needed; not as fast as it may die."""
+        begun_s = asyncio.get_running_loop().time()
         try:
             await spare.handle.taken.remote()
         except RayError:
-            if self._spares.pop(spare.name, None) is not None:
-                logger.warning("a spare actor died; another is started")
-                self._spawner.end(spare)
-                self.keep_spares()
+            if self._spares.pop(spare.name, None) is None:
+                return
+            logger.warning("a spare actor died; another is started")
+            self._spawner.end(spare)
+            lived_s = asyncio.get_running_loop().time() - begun_s
+            await asyncio.sleep(max(0.0, _SPARE_LIFE_S - lived_s))
+            self.keep_spares()
 
     def _take_spare(self) -> Member | None:
         if not self._spares:

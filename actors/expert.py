@@ -37,6 +37,7 @@ class ExpertRank:
         self._device = device
         self._progress = progress
         self._shard = ExpertShard({})
+        self._wanted: set[Pair] = set()
         self._server: ExpertServer = expert_server(plan, self._shard, device)
 
     def load(self, pairs: Collection[Pair]) -> None:
@@ -45,14 +46,21 @@ class ExpertRank:
         Raises:
             CheckpointError: names the file and key at fault.
         """
+        self._wanted = set(pairs)
         checkpoint = Checkpoint(self._plan.model_dir)
         self._progress.total_bytes = checkpoint.total_bytes(
             key for layer, expert in pairs for key in expert_keys(self._plan.model, layer, expert)
         )
         self._read(checkpoint, pairs)
 
-    def hold(self, pairs: Collection[Pair]) -> None:
-        """Read these too, where they are not held yet, while serving goes on.
+    def want(self, pairs: Collection[Pair]) -> list[Pair]:
+        """Note that these are to be held too; returns those that `hold` has to read."""
+        self._wanted.update(pairs)
+        held = set(self._shard.held)
+        return [pair for pair in pairs if pair not in held]
+
+    def hold(self, missing: Collection[Pair]) -> None:
+        """Read these while serving goes on, as long as they are wanted.
 
         To be called in a thread of its own, which then runs behind everything else.
 
@@ -60,23 +68,28 @@ class ExpertRank:
             CheckpointError: names the file and key at fault; what was read before it is kept.
         """
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-        held = set(self._shard.held)
-        missing = [pair for pair in pairs if pair not in held]
         if missing:
             self._read(Checkpoint(self._plan.model_dir), missing)
+
+    def keep(self, pairs: Collection[Pair]) -> None:
+        """Give up the weights of all others, which no attention rank sends rows to any more.
+
+        Those that are still being read are given up as well.
+        """
+        self._wanted = set(pairs)
+        self._shard.remove([pair for pair in self._shard.held if pair not in self._wanted])
 
     def _read(self, checkpoint: Checkpoint, pairs: Collection[Pair]) -> None:
         plan = self._plan
         for pair in pairs:
+            if pair not in self._wanted:
+                continue
             one = load_experts(
                 checkpoint, plan.model, [pair], plan.torch_dtype, self._device, self._progress
             )
             self._shard.add(one)
-
-    def keep(self, pairs: Collection[Pair]) -> None:
-        """Give up the weights of all others, which no attention rank sends rows to any more."""
-        kept = set(pairs)
-        self._shard.remove([pair for pair in self._shard.held if pair not in kept])
+            if pair not in self._wanted:
+                self._shard.remove([pair])
 
     def run(self, epochs: Epochs) -> None:
         """Serve until told to stop."""

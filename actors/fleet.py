@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.errors import ApiError, BadRequest, Conflict, Unavailable
+from actors.patience import within
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeRefused, ChangeReport, PlacementChange
 from actors.recovery import describe
@@ -93,7 +94,7 @@ class Fleet:
     async def _ask(self, name: str) -> ActorStats | None:
         try:
             actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
-            stats: ActorStats = await asyncio.wait_for(actor.stats.remote(), _ANSWER_S)
+            stats: ActorStats = await within(_ANSWER_S, actor.stats.remote())
         except (*BROKEN, ValueError):
             return None
         return stats

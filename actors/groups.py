@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch.distributed import TCPStore
 
+from actors.patience import all_of
 from actors.process_group import Rendezvous, host_store
 from actors.spawn import Member
 from model.placement import ExpertPlacement
@@ -32,27 +31,13 @@ class Groups:
             RayError: one died, or could not meet the others.
             TimeoutError: not within the timeout.
         """
-        self.epoch = await self._form(members, placement)
+        self.epoch = await self.form(members, placement)
 
-    async def switch(
-        self,
-        old: Mapping[int, Member],
-        new: Mapping[int, Member],
-        placement: ExpertPlacement,
-    ) -> None:
-        """Go over from the epoch of `old`, which runs, to one of `new`, between two steps.
+    async def form(self, members: Mapping[int, Member], placement: ExpertPlacement) -> int:
+        """Form an epoch beside the one that runs, for `go_over`; returns its number.
 
-        Until all of `new` have met, nothing has changed. Returns when nobody is in the old one.
         Raises as `meet` does.
         """
-        epoch = await self._form(new, placement)
-        watches = [member.handle.watch.remote(self.epoch) for member in old.values()]
-        attention = [member for rank, member in old.items() if rank < self._num_attention]
-        await all_of((member.handle.move.remote(epoch) for member in attention), self._timeout_s)
-        await all_of(watches, self._timeout_s)
-        self.epoch = epoch
-
-    async def _form(self, members: Mapping[int, Member], placement: ExpertPlacement) -> int:
         if self._store is None:
             self._store = host_store(self._host, self._timeout_s)
         self._newest += 1
@@ -68,18 +53,16 @@ class Groups:
         )
         return meeting.epoch
 
+    async def go_over(self, members: Mapping[int, Member], epoch: int) -> None:
+        """Have those who are in the epoch in force leave it for another, between two steps.
 
-async def all_of(calls: Iterable[Awaitable[Any]], timeout_s: float) -> None:
-    """Wait for all calls; the first error is everybody's.
+        Returns when all have; a step may take as long as it will.
 
-    Raises:
-        RayError: of the call that failed first.
-        TimeoutError: not all had ended in time.
-    """
-    await asyncio.wait_for(asyncio.gather(*calls), timeout_s)
-
-
-def forget(future: asyncio.Future[Any]) -> None:
-    """Take note of a result nobody waits for, so that asyncio does not complain of it."""
-    if not future.cancelled():
-        future.exception()
+        Raises:
+            RayError: one died. Who is in which epoch is not known then.
+        """
+        watches = [member.handle.watch.remote(self.epoch) for member in members.values()]
+        attention = [member for rank, member in members.items() if rank < self._num_attention]
+        await all_of(member.handle.move.remote(epoch) for member in attention)
+        await all_of(watches)
+        self.epoch = epoch

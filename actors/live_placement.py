@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray.exceptions import RayError
@@ -19,7 +19,8 @@ from ray.exceptions import RayError
 from actors.balancer import decide
 from actors.crew import Crew
 from actors.expert import Pair
-from actors.groups import Groups, all_of, forget
+from actors.groups import Groups
+from actors.patience import all_of, forget
 from actors.placement_change import Load, difference, drop, move, replicate, spread
 from actors.placement_messages import (
     ChangeRefused,
@@ -32,6 +33,7 @@ from actors.placement_messages import (
     Scale,
 )
 from actors.recovery import describe, in_force
+from actors.spawn import Member
 from configs.schema import WindroseConfig
 from model.placement import ExpertPlacement
 
@@ -71,6 +73,7 @@ class LivePlacement:
         self._coming: ExpertPlacement | None = None
         self.target = target
         self.version = target.version  # the one in force: of the target, or of what is left of it
+        self.torn = False  # some ranks may have gone over to what others have not: `meet` mends it
         self.outcomes = {"applied": 0, "refused": 0, "failed": 0}
 
     @property
@@ -111,18 +114,25 @@ class LivePlacement:
         placement = self._among(self.target, self._crew.expert)
         await self._groups.meet(self._crew.serving, placement)
         self.version = placement.version
+        self.torn = False
 
-    async def admit(self) -> None:
-        """Go over to an epoch that those who are ready take part in, beside those that serve.
+    async def admit(self, newcomers: Mapping[int, Member]) -> None:
+        """Go over to an epoch that these take part in beside those that serve.
 
         Raises as `meet` does; then the old epoch goes on.
         """
         crew = self._crew
-        members = crew.serving | crew.ready
+        members = {**crew.serving, **newcomers}
         expert = [rank for rank in members if crew.role_of(rank) == "expert"]
         placement = self._among(self.target, expert)
-        await self._groups.switch(crew.serving, members, placement)
+        await self._switch(members, placement)
         self.version = placement.version
+
+    async def _switch(self, members: Mapping[int, Member], placement: ExpertPlacement) -> None:
+        epoch = await self._groups.form(members, placement)
+        self.torn = True
+        await self._groups.go_over(self._crew.serving, epoch)
+        self.torn = False
 
     async def change(self, change: PlacementChange) -> Outcome:
         """Have a change made; returns when it is in force, or why it is not."""
@@ -190,8 +200,10 @@ class LivePlacement:
         """Load what is added, let the attention ranks change over, give up what is dropped."""
         await self._hold(new, self._crew.expert)
         placement = self._among(new, self._crew.expert)
-        adopting = [m.handle.adopt.remote(placement) for m in self._crew.attention.values()]
-        await all_of(adopting, self._config.peer_timeout_s)
+        self.torn = True
+        # No timeout: a step may take as long as it will, and a rank that hangs is noticed.
+        await all_of(m.handle.adopt.remote(placement) for m in self._crew.attention.values())
+        self.torn = False
         self._take_effect(placement)
         self.trim()
 
@@ -245,15 +257,15 @@ class LivePlacement:
             await self._fill(new_ranks)
             await self._hold(new, staying)
             placement = self._among(new, staying + new_ranks)
-            serving = self._crew.serving
             leaving = ranks[num_expert:]
-            members = {r: m for r, m in (serving | self._crew.ready).items() if r not in leaving}
-            await self._groups.switch(serving, members, placement)
+            there = self._crew.serving | self._crew.ready
+            members = {rank: member for rank, member in there.items() if rank not in leaving}
+            await self._switch(members, placement)
         except BaseException:
             for rank in new_ranks:
                 self._crew.retire(rank)
             raise
-        self._crew.join()
+        self._crew.join(new_ranks)
         self._take_effect(placement)
         for rank in leaving:
             self._crew.retire(rank)

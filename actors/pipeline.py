@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -23,10 +22,11 @@ from actors.actor_stats import ActorIdentity, ActorStats
 from actors.assignment import assign
 from actors.balance_watch import BalanceWatch
 from actors.crew import Crew
-from actors.groups import Groups, forget
+from actors.groups import Groups
 from actors.live_placement import LivePlacement, Outcome
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
+from actors.patience import forget, within
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeRefused, PlacementChange
 from actors.pulse import Pulse
@@ -38,8 +38,10 @@ from model.placement import split_evenly
 
 _MAX_MEETINGS = 5  # that fail in a row although all live; then the pipeline is given up
 _MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
+_LOOK_AGAIN_S = 1.0  # for further deaths, while replacements load
 _ROLL_CALL_S = 2.0  # actors answer in milliseconds: who does not by then hangs
 _STOP_TIMEOUT_S = 15.0
+_CANCEL_AGAIN_S = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class Pipeline:
         """
         for rank in range(self._plan.num_ranks):
             self._crew.fill(rank)
-        await asyncio.wait_for(self._all_ready(), self._config.start_timeout_s)
+        await within(self._config.start_timeout_s, self._all_ready())
         await self._meet_again(first=True)
         self._crew.keep_spares()
 
@@ -114,10 +116,9 @@ class Pipeline:
             while True:
                 trouble = asyncio.ensure_future(self._pulse.trouble(self._groups.epoch))
                 await _unless(trouble, self._next_job())
-                if trouble.done():
+                if trouble.done() or (self._placement is not None and self._placement.torn):
                     await self._meet_again()
-                else:
-                    trouble.cancel()
+                trouble.cancel()
         finally:
             beat.cancel()
 
@@ -137,6 +138,7 @@ class Pipeline:
             await self._fold_in()
         elif self._placement and self._placement.has_wishes:
             await self._placement.grant_next(self._crew.filling)
+        self._crew.keep_spares()
 
     async def _fold_in(self) -> None:
         """Let those that are ready serve beside the others, without interrupting them."""
@@ -144,7 +146,7 @@ class Pipeline:
         ranks = sorted(crew.ready)
         if placement is not None:
             try:
-                await placement.admit()
+                await placement.admit({rank: crew.ready[rank] for rank in ranks})
             except (RayError, TimeoutError) as error:
                 logger.warning("ranks %s could not join: %s", ranks, describe(error))
                 for rank, answer in (await self._call(crew.ready)).items():
@@ -152,8 +154,7 @@ class Pipeline:
                         crew.lose(rank)
                 await asyncio.sleep(_ROLL_CALL_S)
                 return
-        crew.join()
-        self._crew.keep_spares()
+        crew.join(ranks)
         logger.info("ranks %s serve now", ranks)
 
     async def _meet_again(self, *, first: bool = False) -> None:
@@ -171,9 +172,10 @@ class Pipeline:
                 self._unfinished.pop(rank, None)
                 crew.lose(rank)
             self._pulse.calm()
-            await self._enough()
+            if not await self._enough():
+                continue
             ready = time.perf_counter()
-            crew.join()
+            crew.join(list(crew.ready))
             if self._placement is None:
                 break
             try:
@@ -221,19 +223,24 @@ class Pipeline:
             attention, expert, None if self._placement is None else self._placement.target
         )
 
-    async def _enough(self) -> None:
-        """Return once those that are there can serve."""
-        why = self._obstacle()
+    async def _enough(self) -> bool:
+        """Wait until those that are there can serve; False where one of them died meanwhile."""
+        crew, why = self._crew, self._obstacle()
         if why is not None:
             logger.warning("nothing can be served until an actor is back: %s", why)
         while self._obstacle() is not None:
-            await self._crew.changed()
+            try:
+                await within(_LOOK_AGAIN_S, crew.changed())
+            except TimeoutError:
+                if losses(await self._call(crew.serving | crew.ready)).ranks:
+                    return False
+        return True
 
     async def _call(self, members: Mapping[int, Any]) -> dict[int, Answer]:
         """Call the roll: make these ranks leave their epoch, and see who answers."""
         calls = [member.handle.suspend.remote() for member in members.values()]
         answers = await asyncio.gather(
-            *(asyncio.wait_for(call, _ROLL_CALL_S) for call in calls), return_exceptions=True
+            *(within(_ROLL_CALL_S, call) for call in calls), return_exceptions=True
         )
         return {rank: _judge(answer) for rank, answer in zip(members, answers, strict=True)}
 
@@ -246,7 +253,7 @@ class Pipeline:
             TimeoutError: nothing could serve for `pipeline_wait_s`.
         """
         if not self._whole.is_set():
-            await asyncio.wait_for(self._whole.wait(), self._config.pipeline_wait_s)
+            await within(self._config.pipeline_wait_s, self._whole.wait())
         members = self._crew.attention
         chosen = assign(len(requests), [self._unfinished.get(rank, 0) for rank in members])
         ranks = list(members)
@@ -326,6 +333,9 @@ async def _unless(trouble: asyncio.Future[None], work: Coroutine[Any, Any, None]
     try:
         await asyncio.wait({task, trouble}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+        while not task.done():
+            # Again and again: `wait_for` loses a cancellation that meets its result (3.11).
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.result()

@@ -21,6 +21,7 @@ from actors.errors import ApiError, Unavailable
 from actors.fleet import BROKEN, Fleet
 from actors.messages import GenerateRequest, TokenEvent
 from actors.naming import pipeline_of
+from actors.patience import within
 from actors.placement_messages import ChangeReport, PlacementChange
 from actors.recovery import describe
 
@@ -121,7 +122,7 @@ class PipelineClient:
     async def _submit(self, batch: Sequence[_Live]) -> None:
         while True:
             try:
-                names = await asyncio.wait_for(self._hand_in(batch), self._patience_s(batch))
+                names = await within(self._patience_s(batch), self._hand_in(batch))
             except BROKEN as error:
                 logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             else:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ray.exceptions import RayError
 
 from actors.actor_stats import ActorStats
 from actors.crew import Crew
-from actors.groups import forget
+from actors.patience import forget, within
 from actors.spawn import Member
 
 _BEAT_S = 1.0
@@ -34,15 +35,12 @@ class Pulse:
         self._silence_s = silence_s
         self._on_stats = on_stats
         self._silence = asyncio.Event()
+        self._watches: dict[tuple[str, int], asyncio.Future[bool]] = {}
 
     async def trouble(self, epoch: int) -> None:
         """Return when a rank has lost `epoch`, its loop has ended, it has died, or it hangs."""
-        watches = {
-            asyncio.ensure_future(member.handle.watch.remote(epoch))
-            for member in self._crew.serving.values()
-        }
         silence = asyncio.ensure_future(self._silence.wait())
-        waiting = {silence, *watches}
+        waiting: set[asyncio.Future[Any]] = {silence, *self._watch(epoch)}
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -50,9 +48,20 @@ class Pulse:
                     return
         finally:
             silence.cancel()
-            for watch in watches:
-                watch.add_done_callback(forget)
-                watch.cancel()
+
+    def _watch(self, epoch: int) -> list[asyncio.Future[bool]]:
+        """One call at every actor that serves; one that is there already is not made again."""
+        before, self._watches = self._watches, {}
+        for member in self._crew.serving.values():
+            key = (member.name, epoch)
+            watch = before.pop(key, None)
+            if watch is None:
+                watch = asyncio.ensure_future(member.handle.watch.remote(epoch))
+            self._watches[key] = watch
+        for watch in before.values():
+            watch.add_done_callback(forget)
+            watch.cancel()
+        return list(self._watches.values())
 
     def calm(self) -> None:
         """Forget the silences so far: who was silent has been dealt with."""
@@ -83,7 +92,7 @@ class Pulse:
 
     async def _ask(self, member: Member) -> ActorStats | None:
         try:
-            answer: ActorStats = await asyncio.wait_for(member.handle.stats.remote(), _BEAT_S)
+            answer: ActorStats = await within(_BEAT_S, member.handle.stats.remote())
         except (RayError, TimeoutError):
             return None
         return answer

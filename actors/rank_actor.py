@@ -135,7 +135,8 @@ class RankActor:
         """
         assert self._expert is not None
         expert = self._expert
-        await in_daemon_thread(lambda: expert.hold(pairs))
+        missing = expert.want(pairs)
+        await in_daemon_thread(lambda: expert.hold(missing))
 
     @ray.method
     async def keep(self, pairs: Sequence[Pair]) -> None:

@@ -162,7 +162,7 @@ def _kill_the_first_of(application: str, killed: list[int]) -> None:
     deadline_s = time.monotonic() + 60.0
     while time.monotonic() < deadline_s:
         for one in named_actors(application):
-            stats = ray.get(ray.get_actor(one["name"], one["namespace"]).stats.remote())
+            stats: Any = ray.get(ray.get_actor(one["name"], one["namespace"]).stats.remote())
             os.kill(stats.identity.pid, signal.SIGKILL)
             killed.append(stats.identity.pid)
             return
