@@ -49,7 +49,9 @@ class BalanceWatch:
         if self._busy is not None:
             return  # what is not counted in this beat is in the next
         totals = {
-            str(one.identity.pid): one.expert_tokens for one in stats.values() if one.expert_tokens
+            f"{one.identity.node}/{one.identity.pid}": one.expert_tokens
+            for one in stats.values()
+            if one.expert_tokens
         }
         self._balancer.window.add(time.monotonic(), totals)
         if calm and self._mode != "off":

@@ -52,7 +52,7 @@ class Crew:
         self._num_spares = num_spares
         self._load_timeout_s = load_timeout_s
         self._share = share
-        self._waiting: list[asyncio.Event] = []
+        self._waiting: set[asyncio.Event] = set()
         self._filling: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Member] = {}
         self._guards: set[asyncio.Task[None]] = set()
@@ -84,18 +84,21 @@ class Crew:
         """Spares that wait, or are being started."""
         return len(self._spares)
 
-    def fill(self, rank: int) -> None:
-        """Get an actor for a rank, a spare if there is one; it is in `ready` once it is loaded."""
-        self._filling[rank] = asyncio.get_running_loop().create_task(self._fill(rank))
+    def fill(self, rank: int, *, calm: bool = False) -> None:
+        """Get an actor for a rank, a spare if there is one; it is in `ready` once it is loaded.
 
-    async def _fill(self, rank: int) -> None:
+        With `calm` it is started and loaded behind those that serve.
+        """
+        self._filling[rank] = asyncio.get_running_loop().create_task(self._fill(rank, calm))
+
+    async def _fill(self, rank: int, calm: bool) -> None:
         failures = 0
         while True:
-            member = self._take_spare() or self._spawner.spawn(self.role_of(rank))
+            member = self._take_spare() or self._spawner.spawn(self.role_of(rank), calm=calm)
             is_attention = self.role_of(rank) == "attention"
             pairs = () if is_attention else self._share(rank)
             try:
-                load = member.handle.load.remote(rank, is_attention, pairs)
+                load = member.handle.load.remote(rank, is_attention, pairs, calm)
                 await within(self._load_timeout_s, load)
                 break
             except asyncio.CancelledError:
@@ -115,28 +118,25 @@ class Crew:
 
     async def shortage(self, count: int) -> str | None:
         """What the cluster lacks for so many more actors, in one phrase; or None."""
-        return await asyncio.to_thread(self._spawner.shortage, count)
+        return await asyncio.to_thread(self._spawner.shortage, count - len(self._spares))
 
     async def changed(self) -> None:
         """Return when a rank has got its actor, or failed to."""
         event = asyncio.Event()
-        self._waiting.append(event)
-        await event.wait()
+        self._waiting.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._waiting.discard(event)
 
     def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for event in waiting:
+        for event in self._waiting:
             event.set()
 
     def join(self, ranks: Iterable[int]) -> None:
         """These, which are ready, serve from now on."""
         for rank in ranks:
             self.serving[rank] = self.ready.pop(rank)
-
-    def lose(self, rank: int) -> None:
-        """Kill a rank's actor, if it still lives, and get another."""
-        self.retire(rank)
-        self.fill(rank)
 
     def retire(self, rank: int) -> None:
         """Kill a rank's actor and have none in its place."""
@@ -151,7 +151,7 @@ class Crew:
     def keep_spares(self) -> None:
         """Start as many spares as are missing."""
         while len(self._spares) < self._num_spares:
-            member = self._spawner.spawn("spare")
+            member = self._spawner.spawn("spare", calm=True)
             self._spares[member.name] = member
             guard = asyncio.get_running_loop().create_task(self._guard(member))
             self._guards.add(guard)

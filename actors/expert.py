@@ -5,8 +5,6 @@ It never sees a request. The Ray side is `rank_actor.py`.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -16,6 +14,7 @@ from actors.actor_stats import ActorStats
 from actors.engine_build import expert_server
 from actors.epochs import Epoch, Epochs
 from actors.model_plan import ModelPlan
+from actors.priority import step_back
 from actors.progress import Progress
 from model.checkpoint import Checkpoint
 from model.exchange import LoopEnd
@@ -23,8 +22,6 @@ from model.expert_server import ExpertServer
 from model.experts import ExpertShard
 from model.loading import load_experts
 from model.weights import expert_keys
-
-_LOWEST_PRIORITY = 19  # of a thread, to Linux
 
 Pair = tuple[int, int]  # (layer, expert)
 
@@ -67,7 +64,7 @@ class ExpertRank:
         Raises:
             CheckpointError: names the file and key at fault; what was read before it is kept.
         """
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        step_back()
         if missing:
             self._read(Checkpoint(self._plan.model_dir), missing)
 

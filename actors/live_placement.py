@@ -279,7 +279,7 @@ class LivePlacement:
             ChangeRefused: one could not be had.
         """
         for rank in ranks:
-            self._crew.fill(rank)
+            self._crew.fill(rank, calm=True)
         while not all(rank in self._crew.ready for rank in ranks):
             for rank in ranks:
                 if rank in self._crew.faults:

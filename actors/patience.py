@@ -1,4 +1,4 @@
-"""Waiting for other actors' answers, for so long and no longer.
+"""Waiting for what happens elsewhere, for so long and no longer.
 
 With `asyncio.timeout`, since `asyncio.wait_for` of Python 3.11 loses a cancellation that meets the
 result it waits for.
@@ -7,8 +7,9 @@ result it waits for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -38,3 +39,28 @@ def forget(future: asyncio.Future[Any]) -> None:
     """Take note of a result nobody waits for, so that asyncio does not complain of it."""
     if not future.cancelled():
         future.exception()
+
+
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a thread that may be given up: a slow one blocks no pool and no exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(cast(T, result))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failure = error
+        loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future

@@ -93,7 +93,7 @@ class Pipeline:
         for rank in range(self._plan.num_ranks):
             self._crew.fill(rank)
         await within(self._config.start_timeout_s, self._all_ready())
-        await self._meet_again(first=True)
+        await within(self._config.start_timeout_s, self._meet_again(first=True))
         self._crew.keep_spares()
 
     async def _all_ready(self) -> None:
@@ -149,10 +149,9 @@ class Pipeline:
                 await placement.admit({rank: crew.ready[rank] for rank in ranks})
             except (RayError, TimeoutError) as error:
                 logger.warning("ranks %s could not join: %s", ranks, describe(error))
-                for rank, answer in (await self._call(crew.ready)).items():
-                    if answer != "alive":
-                        crew.lose(rank)
-                await asyncio.sleep(_ROLL_CALL_S)
+                for rank in ranks:
+                    crew.retire(rank)
+                    crew.fill(rank, calm=True)
                 return
         crew.join(ranks)
         logger.info("ranks %s serve now", ranks)
@@ -170,7 +169,10 @@ class Pipeline:
             lost = lost.and_also(now)
             for rank in now.ranks:
                 self._unfinished.pop(rank, None)
-                crew.lose(rank)
+                crew.retire(rank)
+            calm = self._obstacle() is None  # who is left can serve: they come first
+            for rank in now.ranks:
+                crew.fill(rank, calm=calm)
             self._pulse.calm()
             if not await self._enough():
                 continue

@@ -57,9 +57,9 @@ class Pulse:
             watch = before.pop(key, None)
             if watch is None:
                 watch = asyncio.ensure_future(member.handle.watch.remote(epoch))
+                watch.add_done_callback(forget)
             self._watches[key] = watch
         for watch in before.values():
-            watch.add_done_callback(forget)
             watch.cancel()
         return list(self._watches.values())
 

@@ -2,28 +2,36 @@
 
 Life: created, `load` (which makes it an attention or an expert rank for good), `meet`, then
 epochs until the end. An attention rank takes requests by `submit` and gives tokens by `stream`.
+
+Whoever holds a handle imports this module. So torch, which takes a second or two and 200 MB, is
+only imported by the actor itself, behind everything else if there is no hurry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import ray
-import torch
 
 from actors.actor_stats import ActorIdentity, ActorStats
-from actors.attention import AttentionRank
-from actors.expert import ExpertRank, Pair
 from actors.messages import GenerateRequest, StepEvents
-from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous
+from actors.patience import in_daemon_thread
+from actors.priority import hurry, step_back
 from actors.progress import Progress
-from actors.rank_life import RankLife, in_daemon_thread
-from model.exchange import Ranks
 from model.placement import ExpertPlacement
+
+if TYPE_CHECKING:
+    from actors.attention import AttentionRank
+    from actors.expert import ExpertRank, Pair
+    from actors.model_plan import ModelPlan
+    from actors.process_group import Rendezvous
+    from actors.rank_life import RankLife
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -31,24 +39,27 @@ _STOP_TIMEOUT_S = 10.0
 class RankActor:
     """Ray runs its async methods; the rank's loop has a thread of its own."""
 
-    def __init__(self, pipeline: str, plan: ModelPlan) -> None:
-        torch.set_num_threads(plan.threads)
-        # Ray gives a process its one visible GPU, or none.
-        self._device = torch.device("cuda", 0) if plan.device == "cuda" else torch.device("cpu")
-        self._plan = plan
+    def __init__(self, pipeline: str, device: str, packed_plan: bytes, calm: bool) -> None:
+        """`packed_plan`: a pickled ModelPlan, since its types bring torch. `calm`: no hurry."""
+        self._packed_plan = packed_plan
         self._identity = ActorIdentity(
             pipeline=pipeline,
             rank=-1,
             role="spare",
             pid=os.getpid(),
             node=ray.util.get_node_ip_address(),
-            device=str(self._device),
+            # Ray gives a process its one visible GPU, or none.
+            device="cuda:0" if device == "cuda" else "cpu",
         )
         self._progress = Progress()
-        self._life = RankLife("spare", self._identity.node, lambda: None)
+        self._life: RankLife | None = None
         self._taken = asyncio.Event()
         self._attention: AttentionRank | None = None
         self._expert: ExpertRank | None = None
+        self._imports = threading.Thread(target=_import_all, args=(calm,), daemon=True)
+        self._imports.start()
+        if not calm:
+            self._imports.join()
 
     @ray.method
     async def taken(self) -> None:
@@ -56,31 +67,39 @@ class RankActor:
         await self._taken.wait()
 
     @ray.method
-    async def load(self, rank: int, is_attention: bool, pairs: Sequence[Pair]) -> None:
+    async def load(self, rank: int, is_attention: bool, pairs: Sequence[Pair], calm: bool) -> None:
         """Become a rank: read its weights (`pairs`: an expert rank's), then wait for `meet`.
+
+        With `calm`, behind everything else that runs on this machine.
 
         Raises:
             CheckpointError: names the file and key at fault.
         """
-        self._identity = replace(
-            self._identity, rank=rank, role="attention" if is_attention else "expert"
-        )
+        host = self._identity.node
+        role: Literal["attention", "expert"] = "attention" if is_attention else "expert"
+        self._identity = replace(self._identity, rank=rank, role=role)
         self._taken.set()
-        self._life = life = RankLife(
-            f"{self._identity.role} rank {rank}", self._identity.node, self._close_streams
-        )
+        if not calm:
+            hurry(self._imports)
+        await in_daemon_thread(self._imports.join)
+        import torch
+
+        from actors.attention import AttentionRank
+        from actors.expert import ExpertRank
+        from actors.rank_life import RankLife
+
+        plan: ModelPlan = pickle.loads(self._packed_plan)
+        torch.set_num_threads(plan.threads)
+        device = torch.device(self._identity.device)
+        self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
         life.phase = "loading"
-        args = (self._plan, self._device, self._progress)
+        part: AttentionRank | ExpertRank
         if is_attention:
-            self._attention = attention = AttentionRank(*args)
-            await in_daemon_thread(attention.load)
-            life.phase = "loaded"
-            life.start(lambda: attention.run(life.epochs))
+            part = self._attention = AttentionRank(plan, device, self._progress)
         else:
-            self._expert = expert = ExpertRank(*args)
-            await in_daemon_thread(lambda: expert.load(pairs))
-            life.phase = "loaded"
-            life.start(lambda: expert.run(life.epochs))
+            part = self._expert = ExpertRank(plan, device, self._progress)
+        await in_daemon_thread(lambda: _load(part, pairs, calm))
+        life.start(lambda: part.run(life.epochs))
 
     @ray.method
     async def meet(
@@ -95,8 +114,11 @@ class RankActor:
         Raises:
             RuntimeError: a rank did not come in time.
         """
+        from model.exchange import Ranks
+
+        assert self._life is not None
         ranks = Ranks(attention, expert, self._identity.rank)
-        await self._life.meet(rendezvous, ranks, placement, self._device)
+        await self._life.meet(rendezvous, ranks, placement)
 
     @ray.method
     async def suspend(self) -> None:
@@ -105,6 +127,7 @@ class RankActor:
         Raises:
             RuntimeError: the rank's loop has failed; it can be in no epoch any more.
         """
+        assert self._life is not None
         if self._life.phase in ("failed", "stopped"):
             raise RuntimeError(self._life.failure or "the rank has stopped")
         self._life.epochs.interrupt()
@@ -112,6 +135,7 @@ class RankActor:
     @ray.method
     async def watch(self, epoch: int) -> bool:
         """Return once this rank has left `epoch` or its loop has ended: True if it has moved on."""
+        assert self._life is not None
         return await self._life.watch(epoch)
 
     @ray.method
@@ -151,8 +175,8 @@ class RankActor:
         Raises:
             RuntimeError: this rank does not serve (any more).
         """
-        if self._attention is None or self._life.phase != "serving":
-            raise RuntimeError(f"{self._identity.role} {self._identity.rank}: {self._life.phase}")
+        if self._attention is None or self._life is None or self._life.phase != "serving":
+            raise RuntimeError(f"{self._identity.role} rank {self._identity.rank} does not serve")
         return self._attention.submit(requests)
 
     @ray.method
@@ -177,7 +201,7 @@ class RankActor:
         assert self._attention is not None
         async for events in self._attention.stream(ingress_id):
             yield events
-        if self._life.failure is not None:
+        if self._life is not None and self._life.failure is not None:
             raise RuntimeError(self._life.failure)
 
     @ray.method
@@ -185,8 +209,8 @@ class RankActor:
         """This actor at this moment."""
         base = ActorStats(
             identity=self._identity,
-            phase=self._life.phase,
-            failure=self._life.failure,
+            phase="created" if self._life is None else self._life.phase,
+            failure=None if self._life is None else self._life.failure,
             weights_bytes=0,
             read_bytes=self._progress.read_bytes,
             weights_on_disk_bytes=self._progress.total_bytes,
@@ -197,7 +221,7 @@ class RankActor:
     @ray.method
     async def stop(self) -> None:
         """Attention: end the loop, and with it those of all ranks of the pipeline."""
-        if self._attention is not None:
+        if self._attention is not None and self._life is not None:
             self._attention.stop()
             self._life.epochs.stop()
             await asyncio.to_thread(self._life.join_thread, _STOP_TIMEOUT_S)
@@ -206,6 +230,19 @@ class RankActor:
     def _close_streams(self) -> None:
         if self._attention is not None:
             self._attention.close_streams()
+
+
+def _import_all(calm: bool) -> None:
+    if calm:
+        step_back()
+    import actors.attention
+    import actors.expert  # noqa: F401
+
+
+def _load(part: AttentionRank | ExpertRank, pairs: Sequence[Pair], calm: bool) -> None:
+    if calm:
+        step_back()
+    part.load(pairs)
 
 
 class AttentionActor(RankActor):

@@ -6,17 +6,15 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar, cast
 
 import torch
 
 from actors.actor_stats import Phase
 from actors.epochs import Epoch, Epochs
+from actors.patience import in_daemon_thread
 from actors.process_group import Rendezvous, join
 from model.exchange import Ranks
 from model.placement import ExpertPlacement
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +22,19 @@ logger = logging.getLogger(__name__)
 class RankLife:
     """Ray's event loop calls it; only the loop's thread calls `_left` and `_run`."""
 
-    def __init__(self, name: str, own_host: str, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, own_host: str, device: torch.device, on_failure: Callable[[], None]
+    ) -> None:
         """Call `on_failure()` on the event loop where the loop fails for good."""
         self._name = name
         self._own_host = own_host
+        self._device = device
         self._on_failure = on_failure
         self._thread: threading.Thread | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._watchers: list[asyncio.Future[None]] = []
         self._over = 0
-        self._moved = False
+        self._lost: set[int] = set()
         self.epochs = Epochs(self._left)
         self.phase: Phase = "created"
         self.failure: str | None = None
@@ -50,19 +51,15 @@ class RankLife:
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    async def meet(
-        self,
-        rendezvous: Rendezvous,
-        ranks: Ranks,
-        placement: ExpertPlacement,
-        device: torch.device,
-    ) -> None:
+    async def meet(self, rendezvous: Rendezvous, ranks: Ranks, placement: ExpertPlacement) -> None:
         """Meet the other ranks for an epoch and offer it to the loop, which may be in another.
 
         Raises:
             RuntimeError: a rank did not come in time.
         """
-        exchange = await in_daemon_thread(lambda: join(rendezvous, ranks, self._own_host, device))
+        exchange = await in_daemon_thread(
+            lambda: join(rendezvous, ranks, self._own_host, self._device)
+        )
         self.epochs.offer(Epoch(rendezvous.epoch, exchange, placement))
 
     async def watch(self, epoch: int) -> bool:
@@ -71,10 +68,12 @@ class RankLife:
             future = asyncio.get_running_loop().create_future()
             self._watchers.append(future)
             await future
-        return self._over > epoch or (self._over == epoch and self._moved)
+        return self._over >= epoch and epoch not in self._lost
 
     def _left(self, epoch: int, moved: bool) -> None:
-        self._over, self._moved = epoch, moved
+        if not moved:
+            self._lost.add(epoch)
+        self._over = epoch
         self._tell(self._wake_watchers)
 
     def _run(self, loop: Callable[[], None]) -> None:
@@ -98,28 +97,3 @@ class RankLife:
         for future in watchers:
             if not future.done():
                 future.set_result(None)
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Run blocking work in a thread that may be given up: a slow one blocks no pool and no exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(cast(T, result))
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:
-            failure = error
-        loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await future

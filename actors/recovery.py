@@ -86,4 +86,5 @@ def retry_delay_s(failures: int) -> float:
 def describe(error: BaseException) -> str:
     """One line: what went wrong in an actor, as the actor itself put it."""
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    kind, text = type(cause).__name__, str(cause)
+    return f"{kind}: {text}".splitlines()[0] if text else kind

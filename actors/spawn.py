@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,7 +45,8 @@ class Spawner:
         cpus_per_actor: float,
     ) -> None:
         self._pipeline = pipeline
-        self._plan = plan
+        self._device = plan.device
+        self._packed_plan = pickle.dumps(plan)
         self._group = group
         self._namespace = namespace_of(application)
         self._resources = {"CPU": cpus_per_actor}
@@ -53,10 +55,11 @@ class Spawner:
         self._free = list(range(1, group.bundle_count))
         self._num_spawned = 0
 
-    def spawn(self, kind: Kind) -> Member:
+    def spawn(self, kind: Kind, *, calm: bool) -> Member:
         """Start an actor; returns at once, with an actor that may wait for its resources.
 
-        Its name is new, since a dead one's may linger.
+        With `calm` it gets ready behind all else that its machine has to do. Its name is new,
+        since a dead one's may linger.
         """
         name = actor_name(self._pipeline, kind, self._num_spawned)
         self._num_spawned += 1
@@ -76,7 +79,7 @@ class Spawner:
                     placement_group=group, placement_group_bundle_index=bundle
                 ),
             )
-            .remote(self._pipeline, self._plan)
+            .remote(self._pipeline, self._device, self._packed_plan, calm)
         )
         return Member(name, handle, group, bundle)
 

@@ -39,9 +39,7 @@ class Call:
     future: asyncio.Future[Any]
 
 
-class World:
-    """All fakes of one pipeline, and what happened to them."""
-
+class World:  # all fakes of one pipeline, and what happened to them
     def __init__(self) -> None:
         self.actors: list[FakeActor] = []  # as they were started
         self.ended: list[FakeActor] = []  # by the spawner
@@ -150,7 +148,7 @@ class FakeActor(FakeLoop):
             self._end(call, RayActorError())
 
     def hang(self, noticed_after_s: float | None = None) -> None:
-        """Answer nothing any more; the peers lose it after a while, or never while all rest."""
+        """Answer nothing any more; peers lose it after a while, or never while all rest."""
         self.hung = True
         if noticed_after_s is not None:
             asyncio.get_running_loop().call_later(noticed_after_s, self._vanish)
@@ -208,7 +206,7 @@ class FakeActor(FakeLoop):
         if self.rank >= 0:
             self._answer(call)
 
-    def _become(self, rank: int, is_attention: bool, _pairs: Sequence[Pair]) -> None:
+    def _become(self, rank: int, is_attention: bool, _pairs: Sequence[Pair], _calm: bool) -> None:
         self.rank, self.is_attention = rank, is_attention
         for taken in self.waiting("taken"):
             self._answer(taken)

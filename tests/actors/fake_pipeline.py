@@ -68,7 +68,7 @@ class FakeSpawner(Spawner):
     def shortage(self, count: int) -> str | None:
         return self.world.lacks
 
-    def spawn(self, kind: Kind) -> Member:
+    def spawn(self, kind: Kind, *, calm: bool) -> Member:
         actor = FakeActor(self.world, f"{kind}/{len(self.world.actors)}")
         self.world.actors.append(actor)
         return Member(actor.name, actor.handle, cast(PlacementGroup, None), 0)

@@ -44,7 +44,10 @@ def test_a_rank_is_ready_once_it_is_loaded() -> None:
         crew.fill(2)
         await turns()
         assert kinds(world.actors) == ["attention", "expert"]
-        assert [call.args for call in world.calls] == [(1, True, ()), (2, False, [(0, 2)])]
+        assert [call.args for call in world.calls] == [
+            (1, True, (), False),
+            (2, False, [(0, 2)], False),
+        ]
         assert (crew.filling, crew.ready) == ([1, 2], {})
         change = asyncio.ensure_future(crew.changed())
         world.actors[1].release("load")
@@ -177,8 +180,10 @@ def test_whoever_is_lost_is_ended_and_gets_a_successor() -> None:
         crew.join(list(crew.ready))
         crew.fill(3)
         await until(lambda: 3 in crew.ready)
-        crew.lose(2)
-        crew.lose(3)
+        crew.retire(2)
+        crew.fill(2)
+        crew.retire(3)
+        crew.fill(3)
         assert (list(crew.serving), list(crew.ready), crew.filling) == ([0], [], [2, 3])
         await until(lambda: sorted(crew.ready) == [2, 3])
         assert_ended(world, "expert/1", "expert/2")
@@ -221,7 +226,8 @@ def test_a_rank_lost_at_any_moment_has_one_actor_in_the_end(turn: int) -> None:
         world.modes.clear()
         world.actors[0].release("load")
         await turns(turn)
-        crew.lose(2)
+        crew.retire(2)
+        crew.fill(2)
         await turns()
         assert (list(crew.ready), crew.filling) == ([2], [])
         assert [actor.name for actor in world.alive] == ["expert/1"]
@@ -258,7 +264,8 @@ def test_the_end_leaves_nobody_alive() -> None:
         world.modes["load"] = HELD
         crew.fill(1)
         crew.keep_spares()
-        crew.lose(2)
+        crew.retire(2)
+        crew.fill(2)
         await turns()
         crew.end()
         await turns()

@@ -187,7 +187,8 @@ def test_nothing_is_changed_while_a_rank_is_being_replaced() -> None:
     async def scenario() -> None:
         async with serving() as live:
             live.world.modes["load"] = HELD
-            live.crew.lose(3)
+            live.crew.retire(3)
+            live.crew.fill(3)
             refusal = refused(await live.granted(Replicate(0)))
             assert refusal.param is None and "rank 3 is being replaced" in str(refusal)
 

@@ -11,7 +11,7 @@ from actors.messages import GenerateRequest
 from actors.placement_messages import ChangeRefused, ChangeReport, Replicate, Scale
 from model.sampling_params import SamplingParams
 from model.shards import CheckpointError
-from tests.actors.fake_actors import task_error
+from tests.actors.fake_actors import HELD, task_error
 from tests.actors.fake_pipeline import Rig, faked, supervised
 from tests.actors.virtual_time import run, turns, until
 
@@ -52,6 +52,24 @@ def test_a_start_that_cannot_be_fails_with_the_error(error: Exception) -> None:
             await rig.pipeline.stop()
             await turns()
             assert not rig.world.alive
+
+    run(scenario())
+
+
+def test_a_start_whose_first_meeting_cannot_be_fails_in_time() -> None:
+    async def scenario() -> None:
+        rig = Rig(1, 1, start_timeout_s=300.0)
+        rig.world.modes["meet"] = HELD
+        with faked(rig.world):
+            rig.build()
+            start = asyncio.ensure_future(rig.pipeline.start())
+            await until(lambda: len(rig.world.called("meet")) == 2)
+            rig.world.modes = {"load": corrupt()}
+            rig.world.actors[1].die()
+            await asyncio.wait({start}, timeout=600)
+            assert start.done(), "it is still trying"
+            assert start.exception() is not None
+            await rig.pipeline.stop()
 
     run(scenario())
 

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Mapping
 
 import pytest
+import torch
 
 from actors.actor_stats import ActorStats
 from actors.crew import Crew
 from actors.groups import Groups
 from actors.pulse import Pulse
+from actors.rank_life import RankLife
 from model.placement import ExpertPlacement
 from tests.actors.fake_actors import FakeActor, World
 from tests.actors.fake_pipeline import actor_of, faked, met
@@ -141,5 +143,21 @@ def test_every_beat_brings_the_stats_of_those_that_answer() -> None:
         assert len(all_.beats) == 4
         assert all(sorted(beat) == [0, 2, 3] for beat in all_.beats)
         assert [all_.beats[0][rank].identity.role for rank in (0, 2)] == ["attention", "expert"]
+
+    run(scenario())
+
+
+def test_a_rank_that_lost_an_epoch_says_so_even_if_it_has_lost_another_since() -> None:
+    """What is left of a meeting that was given up may begin, and end, before anyone looks."""
+
+    async def scenario() -> None:
+        life = RankLife("expert rank 2", "host", torch.device("cpu"), lambda: None)
+        life._event_loop = asyncio.get_running_loop()
+        watch = asyncio.ensure_future(life.watch(1))
+        await turns()
+        life._left(1, False)
+        life._left(2, False)
+        assert await watch is False
+        assert await life.watch(1) is False
 
     run(scenario())

@@ -82,4 +82,4 @@ def test_an_error_is_described_in_one_line_by_its_cause() -> None:
         cause = ValueError("layer 3: w1 is short\nand more")
 
     assert describe(Wrapped("traceback")) == "ValueError: layer 3: w1 is short"
-    assert describe(TimeoutError()) == "TimeoutError: "
+    assert describe(TimeoutError()) == "TimeoutError"
