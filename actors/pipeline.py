@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -24,22 +23,19 @@ from actors.balance_watch import BalanceWatch
 from actors.crew import Crew
 from actors.groups import Groups
 from actors.live_placement import LivePlacement, Outcome
+from actors.mending import Mender
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
 from actors.patience import forget, within
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeRefused, PlacementChange
 from actors.pulse import Pulse
-from actors.recovery import Answer, Losses, describe, losses, obstacle
-from actors.recovery_log import Recovery, RecoveryLog
+from actors.recovery import describe
 from actors.spawn import Spawner
 from configs.schema import WindroseConfig
 from model.placement import split_evenly
 
-_MAX_MEETINGS = 5  # that fail in a row although all live; then the pipeline is given up
 _MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
-_LOOK_AGAIN_S = 1.0  # for further deaths, while replacements load
-_ROLL_CALL_S = 2.0  # actors answer in milliseconds: who does not by then hangs
 _STOP_TIMEOUT_S = 15.0
 _CANCEL_AGAIN_S = 0.01
 
@@ -76,9 +72,8 @@ class Pipeline:
                 self._wished.set,
             )
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
+        self._mender = Mender(plan.num_attention, crew, self._pulse, self._placement)
         self._unfinished: dict[int, int] = {}
-        self._whole = asyncio.Event()
-        self._log = RecoveryLog()
 
     def _share(self, rank: int) -> Sequence[tuple[int, int]]:
         return () if self._placement is None else self._placement.share(rank)
@@ -93,7 +88,7 @@ class Pipeline:
         for rank in range(self._plan.num_ranks):
             self._crew.fill(rank)
         await within(self._config.start_timeout_s, self._all_ready())
-        await within(self._config.start_timeout_s, self._meet_again(first=True))
+        await within(self._config.start_timeout_s, self._mender.mend(first=True))
         self._crew.keep_spares()
 
     async def _all_ready(self) -> None:
@@ -117,7 +112,8 @@ class Pipeline:
                 trouble = asyncio.ensure_future(self._pulse.trouble(self._groups.epoch))
                 await _unless(trouble, self._next_job())
                 if trouble.done() or (self._placement is not None and self._placement.torn):
-                    await self._meet_again()
+                    for rank in await self._mender.mend():
+                        self._unfinished.pop(rank, None)
                 trouble.cancel()
         finally:
             beat.cancel()
@@ -156,96 +152,6 @@ class Pipeline:
         crew.join(ranks)
         logger.info("ranks %s serve now", ranks)
 
-    async def _meet_again(self, *, first: bool = False) -> None:
-        """Replace whoever is lost, and serve as soon as those that are there can."""
-        at_s, begun = time.time(), time.perf_counter()
-        self._whole.clear()
-        crew, failed = self._crew, 0
-        lost = Losses(frozenset(), frozenset())
-        fenced = 0.0
-        while True:
-            now = losses(await self._call(crew.serving | crew.ready))
-            fenced = fenced or time.perf_counter()
-            lost = lost.and_also(now)
-            for rank in now.ranks:
-                self._unfinished.pop(rank, None)
-                crew.retire(rank)
-            calm = self._obstacle() is None  # who is left can serve: they come first
-            for rank in now.ranks:
-                crew.fill(rank, calm=calm)
-            self._pulse.calm()
-            if not await self._enough():
-                continue
-            ready = time.perf_counter()
-            crew.join(list(crew.ready))
-            if self._placement is None:
-                break
-            try:
-                await self._placement.meet()
-                break
-            except (RayError, TimeoutError) as error:
-                failed = 0 if now.ranks else failed + 1
-                logger.warning("the ranks could not meet: %s", describe(error))
-                if failed == _MAX_MEETINGS:
-                    raise RuntimeError(f"the ranks could not meet {failed} times") from error
-        self._whole.set()
-        if self._placement is not None:
-            self._placement.trim()
-        if not first:
-            self._note(lost, at_s, (begun, fenced, ready, time.perf_counter()))
-            crew.keep_spares()
-
-    def _note(self, lost: Losses, at_s: float, phases: tuple[float, float, float, float]) -> None:
-        begun, fenced, ready, met = phases
-        recovery = Recovery(
-            cause=lost.cause,
-            dead=tuple((self._crew.role_of(rank), rank) for rank in sorted(lost.ranks)),
-            at_s=at_s,
-            fence_s=fenced - begun,
-            start_s=ready - fenced,
-            join_s=met - ready,
-        )
-        self._log.add(recovery)
-        logger.warning(
-            "recovered from the %s of %s in %.2f s: fenced %.2f, waited %.2f, joined %.2f",
-            recovery.cause,
-            ", ".join(f"{role} {rank}" for role, rank in recovery.dead) or "a link",
-            recovery.total_s,
-            recovery.fence_s,
-            recovery.start_s,
-            recovery.join_s,
-        )
-
-    def _obstacle(self) -> str | None:
-        """Why those that are there cannot serve."""
-        there = [*self._crew.serving, *self._crew.ready]
-        attention = [rank for rank in there if rank < self._plan.num_attention]
-        expert = [rank for rank in there if rank >= self._plan.num_attention]
-        return obstacle(
-            attention, expert, None if self._placement is None else self._placement.target
-        )
-
-    async def _enough(self) -> bool:
-        """Wait until those that are there can serve; False where one of them died meanwhile."""
-        crew, why = self._crew, self._obstacle()
-        if why is not None:
-            logger.warning("nothing can be served until an actor is back: %s", why)
-        while self._obstacle() is not None:
-            try:
-                await within(_LOOK_AGAIN_S, crew.changed())
-            except TimeoutError:
-                if losses(await self._call(crew.serving | crew.ready)).ranks:
-                    return False
-        return True
-
-    async def _call(self, members: Mapping[int, Any]) -> dict[int, Answer]:
-        """Call the roll: make these ranks leave their epoch, and see who answers."""
-        calls = [member.handle.suspend.remote() for member in members.values()]
-        answers = await asyncio.gather(
-            *(within(_ROLL_CALL_S, call) for call in calls), return_exceptions=True
-        )
-        return {rank: _judge(answer) for rank, answer in zip(members, answers, strict=True)}
-
     async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
         """Assign requests that arrived together; returns the name of each one's attention actor.
 
@@ -254,8 +160,8 @@ class Pipeline:
         Raises:
             TimeoutError: nothing could serve for `pipeline_wait_s`.
         """
-        if not self._whole.is_set():
-            await within(self._config.pipeline_wait_s, self._whole.wait())
+        if not self._mender.whole.is_set():
+            await within(self._config.pipeline_wait_s, self._mender.whole.wait())
         members = self._crew.attention
         chosen = assign(len(requests), [self._unfinished.get(rank, 0) for rank in members])
         ranks = list(members)
@@ -291,22 +197,22 @@ class Pipeline:
             if rank in stats:
                 self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
         if self._placement is not None:
-            self._balance.look(stats, self._placement, calm=self._whole.is_set())
+            self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
 
     def report(self) -> PipelineReport:
         """This pipeline at this moment."""
         placement = self._placement
         return PipelineReport(
             router=self._identity,
-            serving=self._whole.is_set(),
-            obstacle=self._obstacle(),
+            serving=self._mender.whole.is_set(),
+            obstacle=self._mender.obstacle(),
             placement_version=0 if placement is None else placement.version,
             placement=() if placement is None else placement.target.ranks,
             filling=tuple(self._crew.filling),
             faults={rank: str(fault) for rank, fault in self._crew.faults.items()},
             num_spares=self._crew.num_spares,
-            recoveries=tuple(self._log.recent),
-            recovery_counts=self._log.counts(),
+            recoveries=tuple(self._mender.log.recent),
+            recovery_counts=self._mender.log.counts(),
             changes={} if placement is None else dict(placement.outcomes),
             balance=self._balance.report(),
         )
@@ -321,12 +227,6 @@ class Pipeline:
         for stop in stops:
             stop.add_done_callback(forget)
         self._crew.end()
-
-
-def _judge(answer: object) -> Answer:
-    if isinstance(answer, TimeoutError):
-        return "silent"
-    return "dead" if isinstance(answer, BaseException) else "alive"
 
 
 async def _unless(trouble: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
