@@ -78,6 +78,8 @@ class BalanceWatch:
 
     def _note(self, outcome: str, decision: Decision) -> None:
         self._counts[outcome] += 1
+        if outcome == "none" and self._recent and self._recent[-1].outcome == "none":
+            self._recent.pop()  # of a row of them the last one is kept
         self._recent.append(Proposal(time.time(), outcome, decision.gain, decision.reason))
         logger.info("balance, %s: %s", outcome, decision.reason)
 
