@@ -141,9 +141,10 @@ def check_load(url: str, shape: ModelConfig, attention: int, experts: int) -> No
     """Counts are exact, placement is whole, and the squeeze was real."""
     state = httpx.get(f"{url}/v1/experts").json()
     roles = [actor["role"] for actor in state["actors"]]
-    assert roles == ["attention"] * attention + ["expert"] * experts
-    assert [actor["rank"] for actor in state["actors"]] == list(range(attention + experts))
-    assert len({actor["pid"] for actor in state["actors"]}) == attention + experts
+    size = attention + experts
+    assert roles == ["attention"] * attention + ["expert"] * experts + ["router", "ingress"]
+    assert [actor["rank"] for actor in state["actors"]] == [*range(size), None, None]
+    assert len({actor["pid"] for actor in state["actors"]}) == size + 2
     holders = {rank for layer in state["placement"] for ranks in layer for rank in ranks}
     owners = range(attention, attention + experts) if experts else range(attention)
     assert holders == set(owners)
