@@ -97,6 +97,21 @@ def test_with_a_second_holder_the_others_serve_at_once_and_the_new_one_joins_the
     run(scenario())
 
 
+@pytest.mark.parametrize("has_second_holder", [True, False])
+def test_a_replacement_hurries_only_if_the_others_wait_for_it(has_second_holder: bool) -> None:
+    async def scenario() -> None:
+        rig = Rig(2, 2)
+        async with supervised(rig):
+            if has_second_holder:
+                await replicated(rig)
+            rig.at(3).die()
+            await settle(rig)
+            *_, calm = [call for call in rig.world.calls if call.method == "load"][-1].args
+            assert calm is has_second_holder
+
+    run(scenario())
+
+
 def test_an_attention_rank_is_left_out_until_its_successor_joins() -> None:
     async def scenario() -> None:
         rig = Rig(2, 2)
