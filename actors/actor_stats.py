@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["created", "loading", "loaded", "serving", "stopped", "failed"]
+Phase = Literal["created", "loading", "serving", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)

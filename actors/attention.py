@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,6 @@ import torch
 from actors.actor_stats import ActorStats
 from actors.engine_build import BuiltEngine, all_experts, build_engine, exact_dispatcher
 from actors.epochs import Epoch, Epochs
-from actors.expert import Pair
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
 from actors.progress import Progress
@@ -50,7 +49,7 @@ class AttentionRank:
         self._placement: ExpertPlacement | None = None
         self._weights_bytes = 0
 
-    def load(self, _pairs: Collection[Pair] = ()) -> None:
+    def load(self) -> None:
         """Read the weights, in the colocated topology the experts' too, and build the engine.
 
         Raises:

@@ -74,7 +74,7 @@ class LivePlacement:
         self.target = target
         self.version = target.version  # the one in force: of the target, or of what is left of it
         self.torn = False  # some ranks may have gone over to what others have not: `meet` mends it
-        self.outcomes = {"applied": 0, "refused": 0, "failed": 0}
+        self.outcomes = {"applied": 0, "unchanged": 0, "refused": 0, "failed": 0}
 
     @property
     def has_wishes(self) -> bool:
@@ -152,7 +152,7 @@ class LivePlacement:
             if missing:
                 raise ChangeRefused(f"rank {missing[0]} is being replaced: try again later")
             outcome = await self._make(wish.change)
-            key = "applied" if outcome.applied else "refused"
+            key = "applied" if outcome.applied else "unchanged"
         except ChangeRefused as refusal:
             outcome, key = refusal, "refused"
         except (RayError, TimeoutError) as error:
@@ -188,7 +188,7 @@ class LivePlacement:
             pipeline=self._pipeline,
             placement_version=self.version,
             applied=self.target is not old,
-            reason=reason or _said(change, len(added), len(dropped)),
+            reason=reason or _said(len(added), len(dropped)),
             added=added,
             dropped=dropped,
             took_s=time.perf_counter() - begun,
@@ -264,6 +264,8 @@ class LivePlacement:
         except BaseException:
             for rank in new_ranks:
                 self._crew.retire(rank)
+            # What the others have loaded stays until the next change or recovery: an epoch that was
+            # offered with the new placement may still begin for a moment, after a loss.
             raise
         self._crew.join(new_ranks)
         self._take_effect(placement)
@@ -287,7 +289,7 @@ class LivePlacement:
             await self._crew.changed()
 
 
-def _said(change: PlacementChange, num_added: int, num_dropped: int) -> str:
+def _said(num_added: int, num_dropped: int) -> str:
     if not num_added and not num_dropped:
         return "nothing was to be done"
     return f"{num_added} copies loaded, {num_dropped} given up"

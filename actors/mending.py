@@ -30,14 +30,7 @@ logger = logging.getLogger(__name__)
 class Mender:
     """Recoveries of one pipeline. On the router's event loop, one at a time."""
 
-    def __init__(
-        self,
-        num_attention: int,
-        crew: Crew,
-        pulse: Pulse,
-        placement: LivePlacement | None,
-    ) -> None:
-        self._num_attention = num_attention
+    def __init__(self, crew: Crew, pulse: Pulse, placement: LivePlacement | None) -> None:
         self._crew = crew
         self._pulse = pulse
         self._placement = placement
@@ -110,12 +103,12 @@ class Mender:
 
     def obstacle(self) -> str | None:
         """Why those that are there cannot serve."""
-        there = [*self._crew.serving, *self._crew.ready]
-        attention = [rank for rank in there if rank < self._num_attention]
-        expert = [rank for rank in there if rank >= self._num_attention]
-        return obstacle(
-            attention, expert, None if self._placement is None else self._placement.target
-        )
+        crew = self._crew
+        there: dict[str, list[int]] = {"attention": [], "expert": []}
+        for rank in crew.serving | crew.ready:
+            there[crew.role_of(rank)].append(rank)
+        target = None if self._placement is None else self._placement.target
+        return obstacle(there["attention"], there["expert"], target)
 
     async def _enough(self) -> bool:
         """Wait until those that are there can serve; False where one of them died meanwhile."""

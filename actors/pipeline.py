@@ -72,7 +72,7 @@ class Pipeline:
                 self._wished.set,
             )
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
-        self._mender = Mender(plan.num_attention, crew, self._pulse, self._placement)
+        self._mender = Mender(crew, self._pulse, self._placement)
         self._unfinished: dict[int, int] = {}
 
     def _share(self, rank: int) -> Sequence[tuple[int, int]]:
@@ -207,7 +207,7 @@ class Pipeline:
             serving=self._mender.whole.is_set(),
             obstacle=self._mender.obstacle(),
             placement_version=0 if placement is None else placement.version,
-            placement=() if placement is None else placement.target.ranks,
+            target=() if placement is None else placement.target.ranks,
             filling=tuple(self._crew.filling),
             faults={rank: str(fault) for rank, fault in self._crew.faults.items()},
             num_spares=self._crew.num_spares,
@@ -236,7 +236,7 @@ async def _unless(trouble: asyncio.Future[None], work: Coroutine[Any, Any, None]
         await asyncio.wait({task, trouble}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         while not task.done():
-            # Again and again: `wait_for` loses a cancellation that meets its result (3.11).
+            # Again and again: what it awaits may lose a cancellation, as `wait_for` of 3.11 does.
             task.cancel()
             await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
     if not task.cancelled():

@@ -37,11 +37,11 @@ class PipelineReport:
     serving: bool
     obstacle: str | None  # why it does not serve
     placement_version: int
-    placement: Table  # who is to hold what; () where the attention actors hold all
+    target: Table  # who is to hold what; () where the attention actors hold all
     filling: tuple[int, ...]  # ranks that wait for an actor
     faults: dict[int, str]  # why they still do
     num_spares: int
     recoveries: tuple[Recovery, ...]
     recovery_counts: RecoveryCounts
-    changes: dict[str, int]  # placement changes, by outcome: "applied", "refused", "failed"
+    changes: dict[str, int]  # placement changes, by outcome
     balance: BalanceReport

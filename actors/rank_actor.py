@@ -13,8 +13,9 @@ import asyncio
 import os
 import pickle
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import ray
@@ -93,13 +94,14 @@ class RankActor:
         device = torch.device(self._identity.device)
         self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
         life.phase = "loading"
-        part: AttentionRank | ExpertRank
         if is_attention:
-            part = self._attention = AttentionRank(plan, device, self._progress)
+            self._attention = attention = AttentionRank(plan, device, self._progress)
+            read, run = attention.load, attention.run
         else:
-            part = self._expert = ExpertRank(plan, device, self._progress)
-        await in_daemon_thread(lambda: _load(part, pairs, calm))
-        life.start(lambda: part.run(life.epochs))
+            self._expert = expert = ExpertRank(plan, device, self._progress)
+            read, run = partial(expert.load, pairs), expert.run
+        await in_daemon_thread(partial(_read, read, calm))
+        life.start(partial(run, life.epochs))
 
     @ray.method
     async def meet(
@@ -239,10 +241,10 @@ def _import_all(calm: bool) -> None:
     import actors.expert  # noqa: F401
 
 
-def _load(part: AttentionRank | ExpertRank, pairs: Sequence[Pair], calm: bool) -> None:
+def _read(read: Callable[[], None], calm: bool) -> None:
     if calm:
         step_back()
-    part.load(pairs)
+    read()
 
 
 class AttentionActor(RankActor):

@@ -40,7 +40,8 @@ def experts_json(
     """The body of GET /v1/experts, as the ingress `ingress` answers it.
 
     `placement[layer][expert]` lists ranks; with no expert actors it is every attention rank. With
-    several pipelines it is the first one's; `tokens` are all pipelines' together.
+    several pipelines it is the first one's; `tokens` are all pipelines' together. A pipeline's
+    `target` is what holds once every rank has an actor.
     """
     attention = [one for one in stats if one.identity.role == "attention"]
     tokens = total_tokens(attention)
@@ -94,6 +95,7 @@ def _pipeline_json(report: PipelineReport) -> dict[str, object]:
         "serving": report.serving,
         "obstacle": report.obstacle,
         "placement_version": report.placement_version,
+        "target": report.target,
         "replacing": [{"rank": rank, "fault": report.faults.get(rank)} for rank in report.filling],
         "spares": report.num_spares,
         "changes": report.changes,

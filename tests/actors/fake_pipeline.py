@@ -13,14 +13,17 @@ from ray.util.placement_group import PlacementGroup
 
 from actors.crew import Crew
 from actors.groups import Groups
+from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
 from actors.pipeline import Pipeline
+from actors.placement_messages import ChangeReport, Replicate
 from actors.scheduler import SchedulerLimits
 from actors.spawn import Kind, Member, Spawner
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
+from model.sampling_params import SamplingParams
 from tests.actors.fake_actors import FakeActor, World
-from tests.actors.virtual_time import until
+from tests.actors.virtual_time import turns, until
 
 LAYERS, EXPERTS = 2, 4
 MODEL = ModelConfig(
@@ -182,3 +185,22 @@ async def met(world: World, num_attention: int, num_expert: int) -> Crew:
     await until(lambda: len(crew.ready) == num_attention + num_expert)
     crew.join(list(crew.ready))
     return crew
+
+
+def requests(*names: str) -> list[GenerateRequest]:
+    return [GenerateRequest(name, "ingress", (1,), SamplingParams(4, seed=0)) for name in names]
+
+
+async def settle(rig: Rig, within_s: float = 600.0) -> None:
+    """Wait until all is well, and see that nobody was left behind."""
+    await until(rig.settled, within_s)
+    await turns()
+    rig.check()
+
+
+async def replicated(rig: Rig) -> None:
+    """Give every expert both holders."""
+    for expert in range(EXPERTS):
+        outcome = await rig.pipeline.change(Replicate(expert))
+        assert isinstance(outcome, ChangeReport) and outcome.applied
+    rig.world.calls.clear()

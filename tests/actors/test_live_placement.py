@@ -57,7 +57,7 @@ def test_weights_come_first_then_the_table_then_what_is_dropped_goes(
             assert (report.added, report.dropped) == (added, dropped)
             assert report.placement_version == live.live.version > before
             assert live.target.ranks[0] == want  # the other layer is untouched
-            assert live.live.outcomes == {"applied": 1, "refused": 0, "failed": 0}
+            assert live.live.outcomes == {"applied": 1, "unchanged": 0, "refused": 0, "failed": 0}
             live.check()
 
     run(scenario())
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_refused_by_name_and_nothing_is_called(
             refusal = refused(await live.granted(change))
             assert (refusal.param, live.world.calls) == (param, [])
             assert "\n" not in str(refusal)
-            assert live.live.outcomes == {"applied": 0, "refused": 1, "failed": 0}
+            assert live.live.outcomes == {"applied": 0, "unchanged": 0, "refused": 1, "failed": 0}
             live.check()
 
     run(scenario())

@@ -9,30 +9,18 @@ import asyncio
 
 import pytest
 
-from actors.messages import GenerateRequest
-from actors.placement_messages import ChangeRefused, ChangeReport, Move, Replicate, Scale
-from model.sampling_params import SamplingParams
+from actors.placement_messages import ChangeRefused, ChangeReport, Move, Scale
 from tests.actors.fake_actors import HELD
-from tests.actors.fake_pipeline import Rig, actor_of, kinds, supervised
+from tests.actors.fake_pipeline import (
+    Rig,
+    actor_of,
+    kinds,
+    replicated,
+    requests,
+    settle,
+    supervised,
+)
 from tests.actors.virtual_time import run, turns, until
-
-
-def requests(*names: str) -> list[GenerateRequest]:
-    return [GenerateRequest(name, "ingress", (1,), SamplingParams(4, seed=0)) for name in names]
-
-
-async def settle(rig: Rig) -> None:
-    await until(rig.settled)
-    await turns()
-    rig.check()
-
-
-async def replicated(rig: Rig) -> None:
-    """Give every expert both holders."""
-    for expert in range(4):
-        outcome = await rig.pipeline.change(Replicate(expert))
-        assert isinstance(outcome, ChangeReport) and outcome.applied
-    rig.world.calls.clear()
 
 
 @pytest.mark.parametrize(("num_attention", "num_expert"), [(1, 0), (2, 0), (1, 1), (2, 2), (1, 4)])
@@ -255,7 +243,7 @@ def test_a_death_during_a_change_refuses_it_and_is_mended(method: str) -> None:
         rig = Rig(2, 2)
         async with supervised(rig):
             await asyncio.sleep(1)
-            before = rig.pipeline.report().placement
+            before = rig.pipeline.report().target
             rig.at(0 if method == "adopt" else 3).modes[method] = HELD
             change = asyncio.ensure_future(rig.pipeline.change(Move(0, to=3)))
             await until(lambda: bool(rig.world.called(method)), 1)
@@ -263,8 +251,13 @@ def test_a_death_during_a_change_refuses_it_and_is_mended(method: str) -> None:
             outcome = await change
             assert isinstance(outcome, ChangeRefused) and outcome.param is None
             await settle(rig)
-            assert rig.pipeline.report().placement == before
-            assert rig.pipeline.report().changes == {"applied": 0, "refused": 0, "failed": 1}
+            assert rig.pipeline.report().target == before
+            assert rig.pipeline.report().changes == {
+                "applied": 0,
+                "unchanged": 0,
+                "refused": 0,
+                "failed": 1,
+            }
 
     run(scenario())
 

@@ -7,35 +7,15 @@ import asyncio
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.messages import GenerateRequest
-from actors.placement_messages import ChangeRefused, ChangeReport, Replicate, Scale
-from model.sampling_params import SamplingParams
+from actors.placement_messages import ChangeRefused, Scale
 from model.shards import CheckpointError
 from tests.actors.fake_actors import HELD, task_error
-from tests.actors.fake_pipeline import Rig, faked, supervised
+from tests.actors.fake_pipeline import Rig, faked, replicated, requests, settle, supervised
 from tests.actors.virtual_time import run, turns, until
-
-
-def requests(*names: str) -> list[GenerateRequest]:
-    return [GenerateRequest(name, "ingress", (1,), SamplingParams(4, seed=0)) for name in names]
 
 
 def corrupt() -> Exception:
     return task_error(CheckpointError("model-1.safetensors: w1 is short"))
-
-
-async def settle(rig: Rig) -> None:
-    await until(rig.settled)
-    await turns()
-    rig.check()
-
-
-async def replicated(rig: Rig) -> None:
-    """Give every expert both holders."""
-    for expert in range(4):
-        outcome = await rig.pipeline.change(Replicate(expert))
-        assert isinstance(outcome, ChangeReport) and outcome.applied
-    rig.world.calls.clear()
 
 
 @pytest.mark.parametrize("error", [corrupt(), RayActorError()])

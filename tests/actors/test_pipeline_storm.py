@@ -20,16 +20,10 @@ from actors.placement_messages import (
 )
 from model.shards import CheckpointError
 from tests.actors.fake_actors import HELD, task_error
-from tests.actors.fake_pipeline import EXPERTS, Rig, supervised
+from tests.actors.fake_pipeline import EXPERTS, Rig, settle, supervised
 from tests.actors.virtual_time import run, turns, until
 
 LONG_STEP_S = 15.0  # longer than the peers' timeout, though each of its messages is in time
-
-
-async def settle(rig: Rig, within_s: float = 600.0) -> None:
-    await until(rig.settled, within_s)
-    await turns()
-    rig.check()
 
 
 def work_long(rig: Rig, rank: int) -> None:

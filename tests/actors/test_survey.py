@@ -55,13 +55,13 @@ def report(*recoveries: Recovery, **fields: Any) -> PipelineReport:
         serving=True,
         obstacle=None,
         placement_version=5,
-        placement=PLACEMENT,
+        target=PLACEMENT,
         filling=(),
         faults={},
         num_spares=0,
         recoveries=tuple(log.recent),
         recovery_counts=log.counts(),
-        changes={"applied": 0, "refused": 0, "failed": 0},
+        changes={"applied": 0, "unchanged": 0, "refused": 0, "failed": 0},
         balance=BalanceReport("advise", (), {}),
     )
     return replace(plain, **fields)
@@ -137,6 +137,7 @@ def test_a_pipeline_that_waits_for_an_actor_says_why() -> None:
     )
     (told,) = cast(list[dict[str, Any]], experts_json(APART, [waiting], INGRESS)["pipelines"])
     assert (told["serving"], told["obstacle"]) == (False, "no holder")
+    assert told["target"] == PLACEMENT
     assert told["replacing"] == [
         {"rank": 2, "fault": None},
         {"rank": 3, "fault": "CheckpointError: x"},
