@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ModelConfig
+from model.cpu_kernels.library import kernels_for
 from model.kv_cache import KVCache
 from model.linear import Linear
 from model.rope import rotate
 from model.step_batch import PrefillChunk, StepBatch
+
+_KERNEL_HEAD_DIM = 32  # the project's kernels take head dimensions that are multiples of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def prefill_mask(
 class Attention:
     """One layer's attention: q, k and v in one product, rotary, cache write, attend, project."""
 
-    __slots__ = ("_group", "_head_dim", "_heads", "_kv_heads", "_o", "_qkv")
+    __slots__ = ("_group", "_head_dim", "_heads", "_kernels", "_kv_heads", "_o", "_qkv", "_window")
 
     def __init__(
         self,
@@ -74,6 +77,8 @@ class Attention:
         self._kv_heads = config.num_kv_heads
         self._group = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
+        self._window = config.sliding_window
+        self._kernels = kernels_for(q_OD) if config.head_dim % _KERNEL_HEAD_DIM == 0 else None
         self._qkv = Linear(torch.cat((q_OD, k_OD, v_OD)))
         self._o = Linear(o_DO)
 
@@ -82,6 +87,11 @@ class Attention:
         """Bytes of weights held."""
         return self._qkv.num_bytes + self._o.num_bytes
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether decoding rows need the context's mask; kernels follow the lengths instead."""
+        return self._kernels is None
+
     def __call__(
         self, layer: int, x_TD: torch.Tensor, context: StepContext, cache: KVCache
     ) -> torch.Tensor:
@@ -89,10 +99,20 @@ class Attention:
         batch = context.batch
         num_rows = x_TD.shape[0]
         heads_THd = self._qkv(x_TD).view(num_rows, -1, self._head_dim)
-        turning = self._heads + self._kv_heads
-        rotate(heads_THd[:, :turning], context.cos_T1d, context.sin_T1d)
         query_THd, kv_TJd = heads_THd.split((self._heads, 2 * self._kv_heads), dim=1)
-        cache.write(layer, batch.slots_T, kv_TJd)
+        if self._kernels is not None:
+            self._kernels.rotate_and_store(
+                heads_THd,
+                context.cos_T1d,
+                context.sin_T1d,
+                cache.layer(layer),
+                batch.slots_T,
+                self._heads,
+            )
+        else:
+            turning = self._heads + self._kv_heads
+            rotate(heads_THd[:, :turning], context.cos_T1d, context.sin_T1d)
+            cache.write(layer, batch.slots_T, kv_TJd)
 
         parts = []
         if batch.num_decodes:
@@ -112,6 +132,15 @@ class Attention:
     def _decode(
         self, layer: int, query_BHd: torch.Tensor, context: StepContext, cache: KVCache
     ) -> torch.Tensor:
+        if self._kernels is not None:
+            return self._kernels.decode_attention(
+                query_BHd,
+                cache.layer(layer),
+                context.batch.decode_blocks_BN,
+                context.batch.decode_lengths_B,
+                cache.block_size,
+                self._window,
+            )
         keys_BSGd, values_BSGd = cache.gather(layer, context.batch.decode_blocks_BN)
         num_sequences = query_BHd.shape[0]
         # The heads that share a key-value head become its query rows: each key is read once.

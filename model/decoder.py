@@ -88,7 +88,7 @@ class Decoder:
             sin_T1d=sin_T1d,
             decode_mask_B11S=(
                 decode_mask(batch.decode_lengths_B, slots, window, dtype)
-                if batch.num_decodes
+                if batch.num_decodes and self._weights.layers[0].attention.reads_masks
                 else None
             ),
             prefill_masks=tuple(

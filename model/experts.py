@@ -6,17 +6,20 @@ are served here, N of those of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.linear import Linear
 
 
 class Expert:
-    """`w2(silu(w1 x) * (w3 x))` (Shazeer, arXiv 2002.05202); w1 and w3 stacked into one matrix."""
+    """`w2(silu(w1 x) * (w3 x))` (Shazeer, arXiv 2002.05202) over its rows, by torch."""
 
     __slots__ = ("_w2", "_w13")
 
@@ -35,14 +38,50 @@ class Expert:
         return self._w13.num_bytes + self._w2.num_bytes
 
 
+class PackedExpert:
+    """The same, packed for the kernel that runs all experts of a layer in one call."""
+
+    __slots__ = ("inner", "kernels", "num_bytes", "w2", "w13")
+
+    def __init__(
+        self, kernels: CpuKernels, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor
+    ) -> None:
+        self.kernels = kernels
+        self.inner = w1_FD.shape[0]
+        self.num_bytes = 3 * w1_FD.numel() * w1_FD.element_size()
+        self.w13 = kernels.pack_pair(w1_FD, w3_FD)
+        self.w2 = kernels.pack(w2_DF)
+
+
+def make_expert(
+    w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor
+) -> Expert | PackedExpert:
+    """Put an expert's matrices into the form that is fastest here."""
+    kernels = kernels_for(w1_FD)
+    if kernels is None or kernels_for(w2_DF) is None:
+        return Expert(w1_FD, w3_FD, w2_DF)
+    return PackedExpert(kernels, w1_FD, w3_FD, w2_DF)
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedLayer:
+    """The packed experts of one layer as the kernel takes them: an address per expert id."""
+
+    kernels: CpuKernels
+    inner: int
+    w13_E: ctypes.Array[ctypes.c_void_p]
+    w2_E: ctypes.Array[ctypes.c_void_p]
+
+
 class ExpertShard:
     """Some experts of some layers. Stateless between calls: rows in, weighted sums out.
 
     One thread may add and remove experts while another runs `forward` on those that stay.
     """
 
-    def __init__(self, experts: dict[tuple[int, int], Expert]) -> None:
-        self._experts = experts
+    def __init__(self, experts: Mapping[tuple[int, int], Expert | PackedExpert]) -> None:
+        self._experts = dict(experts)
+        self._packed = _packed_layers(self._experts)
 
     @property
     def held(self) -> list[tuple[int, int]]:
@@ -52,11 +91,13 @@ class ExpertShard:
     def add(self, other: ExpertShard) -> None:
         """Serve the other's experts as well."""
         self._experts.update(other._experts)
+        self._packed = _packed_layers(self._experts)
 
     def remove(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Give up the weights of these; pairs that are not held are ignored."""
         for pair in pairs:
             self._experts.pop(pair, None)
+        self._packed = _packed_layers(self._experts)
 
     @property
     def num_bytes(self) -> int:
@@ -68,9 +109,20 @@ class ExpertShard:
     ) -> torch.Tensor:
         """Return y_RD: for each row, the sum over its experts of weight * expert(row).
 
-        `ids_RK` holds expert ids; -1 marks a choice that another rank serves. Experts run one
-        after another, each product with all threads: at decode every one is bound by memory.
+        `ids_RK` holds expert ids; -1 marks a choice that another rank serves. KeyError if one is
+        not held.
         """
+        packed = self._packed.get(layer)
+        if packed is not None:
+            return packed.kernels.experts(
+                x_RD, ids_RK, weights_RK, packed.w13_E, packed.w2_E, packed.inner
+            )
+        return self._one_by_one(layer, x_RD, ids_RK, weights_RK)
+
+    def _one_by_one(
+        self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
+    ) -> torch.Tensor:
+        """Run one expert after another, each product with all threads."""
         top_k = ids_RK.shape[1]
         ids_S = ids_RK.cpu().numpy().reshape(-1)
         order_S = np.argsort(ids_S, kind="stable")  # expert-major; the -1s come first
@@ -85,9 +137,34 @@ class ExpertShard:
         rows_S = slots_S // top_k
         parts = x_RD.index_select(0, rows_S).split(counts.tolist())
         outs = [
-            self._experts[layer, expert_id](part_ND)
+            self._expert(layer, expert_id)(part_ND)
             for expert_id, part_ND in zip(chosen.tolist(), parts, strict=True)
         ]
         out_SD = outs[0] if len(outs) == 1 else torch.cat(outs)
         weights_S = weights_RK.reshape(-1).index_select(0, slots_S).to(x_RD.dtype)
         return y_RD.index_add_(0, rows_S, out_SD.mul_(weights_S.unsqueeze(1)))
+
+    def _expert(self, layer: int, expert_id: int) -> Expert:
+        expert = self._experts[layer, expert_id]
+        assert isinstance(expert, Expert), "a layer has packed experts or others, never both"
+        return expert
+
+
+def _packed_layers(
+    experts: Mapping[tuple[int, int], Expert | PackedExpert],
+) -> dict[int, _PackedLayer]:
+    """The layers whose experts are packed, made anew so that a running `forward` keeps its own."""
+    by_layer: dict[int, dict[int, PackedExpert]] = {}
+    for (layer, expert_id), expert in experts.items():
+        if isinstance(expert, PackedExpert):
+            by_layer.setdefault(layer, {})[expert_id] = expert
+    layers = {}
+    for layer, held in by_layer.items():
+        addresses = ctypes.c_void_p * (max(held) + 1)
+        one = next(iter(held.values()))
+        packed = _PackedLayer(one.kernels, one.inner, addresses(), addresses())
+        for expert_id, expert in held.items():
+            packed.w13_E[expert_id] = expert.w13.data_ptr()
+            packed.w2_E[expert_id] = expert.w2.data_ptr()
+        layers[layer] = packed
+    return layers

@@ -42,6 +42,10 @@ class KVCache:
         """Bytes of the whole cache."""
         return self._kv_LSJd.numel() * self._kv_LSJd.element_size()
 
+    def layer(self, layer: int) -> torch.Tensor:
+        """Return one layer's storage, [S, J, d]: for kernels that find the slots themselves."""
+        return self._kv_LSJd[layer]
+
     def write(self, layer: int, slots_T: torch.Tensor, kv_TJd: torch.Tensor) -> None:
         """Store the rows' keys and values at their slots."""
         self._kv_LSJd[layer].index_copy_(0, slots_T, kv_TJd)

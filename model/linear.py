@@ -8,33 +8,41 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from model.cpu_kernels.library import kernels_for
+
 
 class Linear:
     """`y_TO = x_TI @ weight_OI.T`, without bias.
 
-    On CPU the weight is repacked once for oneDNN: plain bf16 weights are reordered on every
-    call, which halves the bandwidth a decode step reaches. The packed copy replaces the plain
-    one, so no weight is held twice.
+    On CPU the weight is repacked once, for the project's own kernels or for oneDNN: plain bf16
+    weights are reordered on every call, which halves the bandwidth a decode step reaches. The
+    packed copy replaces the plain one, so no weight is held twice.
     """
 
-    __slots__ = ("_packed", "_weight", "in_features", "num_bytes", "out_features")
+    __slots__ = ("_kernels", "_onednn", "_weight", "in_features", "num_bytes", "out_features")
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self.num_bytes = weight_OI.numel() * weight_OI.element_size()
-        self._packed = _can_pack(weight_OI)
-        self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1) if self._packed else weight_OI
-        )
+        self._kernels = kernels_for(weight_OI)
+        self._onednn = self._kernels is None and _onednn_packs(weight_OI)
+        if self._kernels is not None:
+            self._weight = self._kernels.pack(weight_OI)
+        elif self._onednn:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1)
+        else:
+            self._weight = weight_OI
 
     @property
     def is_packed(self) -> bool:
         """Whether it holds a copy of its own, not the tensor it was made from."""
-        return self._packed
+        return self._kernels is not None or self._onednn
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """Return y_TO in the dtype of x."""
-        if self._packed:
+        if self._kernels is not None:
+            return self._kernels.linear(x_TI, self._weight, self.out_features)
+        if self._onednn:
             y_TO: torch.Tensor = _linear_pointwise(x_TI, self._weight, None, "none", [], "")
             return y_TO
         return F.linear(x_TI, self._weight)
@@ -43,7 +51,7 @@ class Linear:
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise
 
 
-def _can_pack(weight_OI: torch.Tensor) -> bool:
+def _onednn_packs(weight_OI: torch.Tensor) -> bool:
     """Whether oneDNN can hold this weight packed on this machine."""
     if weight_OI.device.type != "cpu" or not torch._C._has_mkldnn:
         return False

@@ -15,7 +15,7 @@ from model.attention import Attention
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, DecoderWeights
-from model.experts import Expert, ExpertShard
+from model.experts import ExpertShard, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
@@ -99,5 +99,5 @@ def load_experts(
     experts = {}
     for layer, expert in held:
         w1, w3, w2 = expert_keys(config, layer, expert)
-        experts[layer, expert] = Expert(read(w1), read(w3), read(w2))
+        experts[layer, expert] = make_expert(read(w1), read(w3), read(w2))
     return ExpertShard(experts)

@@ -1,0 +1,202 @@
+// Rotary embedding with the cache write, and attention of decoding rows over the paged cache.
+#include <omp.h>
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "matmul.h"
+
+using namespace windrose;
+
+namespace {
+
+constexpr int kChunk = 16;       // positions at once: one score per lane
+constexpr int kMaxQueries = 4;   // of one key-value head at once
+
+// A layer's cache: [slots][2 * kv_heads][head_dim], the keys' heads before the values'.
+struct Cache {
+  const bf16* base;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t block_size;
+  const bf16* slot(const int64_t* table, int64_t position) const {
+    const int64_t at = table[position / block_size] * block_size + position % block_size;
+    return base + at * 2 * kv_heads * head_dim;
+  }
+};
+
+// Running softmax of one query: largest score, sum of weights; `out` is the weighted sum so far.
+struct Running {
+  float largest;
+  float sum;
+};
+
+// Takes in `count` positions (slots[0..count)) for QUERIES queries of one key-value head.
+template <int QUERIES>
+void take_in(const bf16* query, const bf16* const* slots, int count, const Cache& cache,
+             int64_t head, float scale, Running* running, float* out) {
+  const int64_t dim = cache.head_dim;
+  alignas(64) float scores[QUERIES][kChunk];
+  for (int s = 0; s < count; ++s) {
+    const bf16* key = slots[s] + head * dim;
+    __m512 sums[QUERIES];
+    for (int q = 0; q < QUERIES; ++q) sums[q] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < dim; d += 32) {
+      const __m512bh k = (__m512bh)_mm512_loadu_si512(key + d);
+#pragma GCC unroll 4
+      for (int q = 0; q < QUERIES; ++q) {
+        const __m512bh x = (__m512bh)_mm512_loadu_si512(query + q * dim + d);
+        sums[q] = _mm512_dpbf16_ps(sums[q], x, k);
+      }
+    }
+    for (int q = 0; q < QUERIES; ++q) scores[q][s] = _mm512_reduce_add_ps(sums[q]);
+  }
+  const __mmask16 valid = __mmask16((1u << count) - 1);
+  const float lowest = -std::numeric_limits<float>::infinity();
+  for (int q = 0; q < QUERIES; ++q) {
+    const __m512 scaled =
+        _mm512_mask_mul_ps(_mm512_set1_ps(lowest), valid, _mm512_load_ps(scores[q]),
+                           _mm512_set1_ps(scale));
+    const float before = running[q].largest;
+    const float largest = std::fmax(before, _mm512_reduce_max_ps(scaled));
+    const __m512 weights = _mm512_maskz_mov_ps(
+        valid, exp_ps(_mm512_sub_ps(scaled, _mm512_set1_ps(largest))));
+    _mm512_store_ps(scores[q], weights);
+    const float keep = before == largest ? 1.0f : std::exp(before - largest);
+    running[q].sum = running[q].sum * keep + _mm512_reduce_add_ps(weights);
+    running[q].largest = largest;
+    if (keep != 1.0f) {
+      for (int64_t d = 0; d < dim; d += 16) {
+        float* at = out + q * dim + d;
+        _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(keep)));
+      }
+    }
+  }
+  for (int64_t d = 0; d < dim; d += 32) {
+    __m512 sums[QUERIES][2];
+#pragma GCC unroll 4
+    for (int q = 0; q < QUERIES; ++q) {
+      sums[q][0] = _mm512_loadu_ps(out + q * dim + d);
+      sums[q][1] = _mm512_loadu_ps(out + q * dim + d + 16);
+    }
+    for (int s = 0; s < count; ++s) {
+      const bf16* value = slots[s] + (cache.kv_heads + head) * dim + d;
+      const __m512 low = load_bf16(value);
+      const __m512 high = load_bf16(value + 16);
+#pragma GCC unroll 4
+      for (int q = 0; q < QUERIES; ++q) {
+        const __m512 weight = _mm512_set1_ps(scores[q][s]);
+        sums[q][0] = _mm512_fmadd_ps(weight, low, sums[q][0]);
+        sums[q][1] = _mm512_fmadd_ps(weight, high, sums[q][1]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < QUERIES; ++q) {
+      _mm512_storeu_ps(out + q * dim + d, sums[q][0]);
+      _mm512_storeu_ps(out + q * dim + d + 16, sums[q][1]);
+    }
+  }
+}
+
+void take_in_any(int queries, const bf16* query, const bf16* const* slots, int count,
+                 const Cache& cache, int64_t head, float scale, Running* running, float* out) {
+  switch (queries) {
+    case 1: return take_in<1>(query, slots, count, cache, head, scale, running, out);
+    case 2: return take_in<2>(query, slots, count, cache, head, scale, running, out);
+    case 3: return take_in<3>(query, slots, count, cache, head, scale, running, out);
+    default: return take_in<4>(query, slots, count, cache, head, scale, running, out);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Turns the query and key heads of each row in place (half-split rotary) and stores keys and
+// values at the row's slot. heads: [rows][heads + 2 * kv_heads][head_dim]; cos and sin:
+// [rows][head_dim], sin signed; cache: one layer's slots. head_dim is a multiple of 32.
+void windrose_rotate_and_store(bf16* heads, const bf16* cos, const bf16* sin, bf16* cache,
+                               const int64_t* slots, int64_t rows, int64_t num_heads,
+                               int64_t kv_heads, int64_t head_dim) {
+  const int64_t half = head_dim / 2;
+  const int64_t stored = 2 * kv_heads * head_dim;
+  for (int64_t r = 0; r < rows; ++r) {
+    bf16* row = heads + r * (num_heads + 2 * kv_heads) * head_dim;
+    const bf16* c = cos + r * head_dim;
+    const bf16* s = sin + r * head_dim;
+    for (int64_t h = 0; h < num_heads + kv_heads; ++h) {
+      bf16* x = row + h * head_dim;
+      for (int64_t i = 0; i < half; i += 16) {
+        const __m512 a = load_bf16(x + i);
+        const __m512 b = load_bf16(x + half + i);
+        const __m512 left = _mm512_fmadd_ps(b, load_bf16(s + i), _mm512_mul_ps(a, load_bf16(c + i)));
+        const __m512 right = _mm512_fmadd_ps(a, load_bf16(s + half + i),
+                                             _mm512_mul_ps(b, load_bf16(c + half + i)));
+        store_bf16(x + i, left);
+        store_bf16(x + half + i, right);
+      }
+    }
+    std::memcpy(cache + slots[r] * stored, row + num_heads * head_dim, stored * sizeof(bf16));
+  }
+}
+
+// out[rows][heads * head_dim]: each row attends to positions max(0, length - window) .. length - 1
+// of its own sequence. query rows are `query_stride` apart; tables: [rows][table_stride] block
+// ids; window <= 0: none. head_dim is a multiple of 32.
+void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf16* cache,
+                               const int64_t* tables, int64_t table_stride,
+                               const int64_t* lengths, int64_t rows, int64_t num_heads,
+                               int64_t kv_heads, int64_t head_dim, int64_t block_size,
+                               int64_t window, float scale, bf16* out, int threads) {
+  const Cache layer{cache, kv_heads, head_dim, block_size};
+  const int64_t group = num_heads / kv_heads;
+  // A sequence's heads stay together, as its cache lies; few sequences are split by heads.
+  int64_t parts = (4 * threads + rows - 1) / rows;
+  if (parts > kv_heads || threads == 1) parts = threads == 1 ? 1 : kv_heads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    std::vector<float> sums(num_heads * head_dim);
+    std::vector<Running> running(num_heads);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t task = 0; task < rows * parts; ++task) {
+      const int64_t row = task / parts, part = task % parts;
+      const int64_t first_head = kv_heads * part / parts;
+      const int64_t end_head = kv_heads * (part + 1) / parts;
+      const bf16* queries = query + row * query_stride;
+      const int64_t length = lengths[row];
+      for (int64_t h = first_head * group; h < end_head * group; ++h) {
+        running[h] = {-std::numeric_limits<float>::infinity(), 0.0f};
+      }
+      std::memset(sums.data() + first_head * group * head_dim, 0,
+                  (end_head - first_head) * group * head_dim * sizeof(float));
+      int64_t position = window > 0 && length > window ? length - window : 0;
+      while (position < length) {
+        const int count = int(length - position < kChunk ? length - position : kChunk);
+        const bf16* slots[kChunk];
+        for (int s = 0; s < count; ++s) {
+          slots[s] = layer.slot(tables + row * table_stride, position + s);
+        }
+        for (int64_t head = first_head; head < end_head; ++head) {
+          for (int64_t q = 0; q < group; q += kMaxQueries) {
+            const int64_t h = head * group + q;
+            const int some = int(group - q < kMaxQueries ? group - q : kMaxQueries);
+            take_in_any(some, queries + h * head_dim, slots, count, layer, head, scale,
+                        running.data() + h, sums.data() + h * head_dim);
+          }
+        }
+        position += count;
+      }
+      for (int64_t h = first_head * group; h < end_head * group; ++h) {
+        const __m512 share = _mm512_set1_ps(1.0f / running[h].sum);
+        for (int64_t d = 0; d < head_dim; d += 16) {
+          const __m512 total = _mm512_loadu_ps(sums.data() + h * head_dim + d);
+          store_bf16(out + (row * num_heads + h) * head_dim + d, _mm512_mul_ps(total, share));
+        }
+      }
+    }
+  }
+}
+
+}  // extern "C"

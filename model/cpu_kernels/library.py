@@ -1,0 +1,230 @@
+"""The project's own bf16 kernels for CPUs with AVX512-BF16, built when the project is installed.
+
+Every one has an equivalent in torch that other types, devices and machines use; these are
+faster, and sum in fp32 where torch rounds in between. A row's result depends on nothing but the
+row: not on the rows beside it, nor on the number of threads.
+Shape suffixes: T rows, I inputs, O outputs, D hidden, F expert hidden, E experts, K experts per
+token, J heads of queries, keys and values, B decoding rows, N blocks, d head dimension.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+
+import torch
+
+_PANEL = 32  # outputs side by side in a packed matrix
+_HALF_PANEL = 16
+
+_POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {
+    "windrose_pack": [_POINTER] * 2 + [_INT64] * 2 + [_INT],
+    "windrose_pack_pair": [_POINTER] * 3 + [_INT64] * 2 + [_INT],
+    "windrose_linear": [_POINTER, _INT64, _POINTER, _POINTER] + [_INT64] * 3 + [_INT],
+    "windrose_experts": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER]
+    + [_INT64] * 3
+    + [_POINTER, _INT],
+    "windrose_rms_norm": [_POINTER] * 3 + [_INT64] * 2 + [_FLOAT],
+    "windrose_top_k": [_POINTER] * 3 + [_INT64] * 3,
+    "windrose_rotate_and_store": [_POINTER] * 5 + [_INT64] * 4,
+    "windrose_decode_attention": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER]
+    + [_INT64] * 6
+    + [_FLOAT, _POINTER, _INT],
+}
+
+
+class CpuKernels:
+    """Typed calls into the compiled library. Tensors are bf16 on the CPU where not said else."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        library.windrose_experts.restype = _INT64
+        self._pack = library.windrose_pack
+        self._pack_pair = library.windrose_pack_pair
+        self._linear = library.windrose_linear
+        self._experts = library.windrose_experts
+        self._rms_norm = library.windrose_rms_norm
+        self._top_k = library.windrose_top_k
+        self._rotate_and_store = library.windrose_rotate_and_store
+        self._decode_attention = library.windrose_decode_attention
+
+    def pack(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        """Return the matrix in the form `linear` reads, outputs padded to whole panels; I even."""
+        weight_OI = weight_OI.contiguous()
+        outputs, inputs = weight_OI.shape
+        packed = torch.empty(_panels(outputs, _PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
+        self._pack(
+            weight_OI.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads()
+        )
+        return packed
+
+    def pack_pair(self, w1_FD: torch.Tensor, w3_FD: torch.Tensor) -> torch.Tensor:
+        """Return both matrices as one, in turns of 16 outputs: what `experts` reads as w13."""
+        w1_FD, w3_FD = w1_FD.contiguous(), w3_FD.contiguous()
+        outputs, inputs = w1_FD.shape
+        packed = torch.empty(_panels(outputs, _HALF_PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
+        self._pack_pair(
+            w1_FD.data_ptr(),
+            w3_FD.data_ptr(),
+            packed.data_ptr(),
+            outputs,
+            inputs,
+            torch.get_num_threads(),
+        )
+        return packed
+
+    def linear(self, x_TI: torch.Tensor, packed: torch.Tensor, outputs: int) -> torch.Tensor:
+        """Return y_TO; x may have any row stride."""
+        rows, inputs = x_TI.shape
+        y_TO = torch.empty(rows, outputs, dtype=torch.bfloat16)
+        self._linear(
+            x_TI.data_ptr(),
+            x_TI.stride(0),
+            packed.data_ptr(),
+            y_TO.data_ptr(),
+            rows,
+            inputs,
+            outputs,
+            torch.get_num_threads(),
+        )
+        return y_TO
+
+    def experts(
+        self,
+        x_TD: torch.Tensor,
+        ids_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        w13_E: ctypes.Array[ctypes.c_void_p],
+        w2_E: ctypes.Array[ctypes.c_void_p],
+        inner: int,
+    ) -> torch.Tensor:
+        """Return y_TD, each row's weighted sum over its experts. Ids int64, below 0: nobody's.
+
+        `w13_E` and `w2_E` point at the packed matrices, null where there are none: KeyError if
+        an id names such an expert.
+        """
+        rows, width = x_TD.shape
+        ids_TK, weights_TK = ids_TK.to(torch.int64).contiguous(), weights_TK.contiguous()
+        y_TD = torch.empty(rows, width, dtype=torch.bfloat16)
+        missing = self._experts(
+            x_TD.data_ptr(),
+            x_TD.stride(0),
+            ids_TK.data_ptr(),
+            weights_TK.data_ptr(),
+            rows,
+            ids_TK.shape[1],
+            w13_E,
+            w2_E,
+            len(w13_E),
+            width,
+            inner,
+            y_TD.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if missing:
+            raise KeyError(f"expert {missing - 1} is not held here")
+        return y_TD
+
+    def rms_norm(self, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return x / rms(x) * weight, [T, D]."""
+        x_TD = x_TD.contiguous()
+        y_TD = torch.empty_like(x_TD)
+        rows, width = x_TD.shape
+        self._rms_norm(x_TD.data_ptr(), weight_D.data_ptr(), y_TD.data_ptr(), rows, width, eps)
+        return y_TD
+
+    def top_k(self, logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (ids_TK int64, weights_TK fp32), the softmax over each row's largest logits."""
+        rows, experts = logits_TE.shape
+        ids_TK = torch.empty(rows, top_k, dtype=torch.int64)
+        weights_TK = torch.empty(rows, top_k, dtype=torch.float32)
+        self._top_k(
+            logits_TE.data_ptr(), ids_TK.data_ptr(), weights_TK.data_ptr(), rows, experts, top_k
+        )
+        return ids_TK, weights_TK
+
+    def rotate_and_store(
+        self,
+        heads_TJd: torch.Tensor,
+        cos_T1d: torch.Tensor,
+        sin_T1d: torch.Tensor,
+        layer_cache: torch.Tensor,
+        slots_T: torch.Tensor,
+        num_heads: int,
+    ) -> None:
+        """Turn queries and keys in place, then store keys and values at their slots.
+
+        `layer_cache` is [slots, 2 G, d]; d is a multiple of 32.
+        """
+        rows, _, head_dim = heads_TJd.shape
+        self._rotate_and_store(
+            heads_TJd.data_ptr(),
+            cos_T1d.data_ptr(),
+            sin_T1d.data_ptr(),
+            layer_cache.data_ptr(),
+            slots_T.data_ptr(),
+            rows,
+            num_heads,
+            layer_cache.shape[1] // 2,
+            head_dim,
+        )
+
+    def decode_attention(
+        self,
+        query_BJd: torch.Tensor,
+        layer_cache: torch.Tensor,
+        blocks_BN: torch.Tensor,
+        lengths_B: torch.Tensor,
+        block_size: int,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Return [B, heads * d]: each row over the cached positions of its own sequence.
+
+        `layer_cache` is [slots, 2 G, d]; d is a multiple of 32.
+        """
+        rows, num_heads, head_dim = query_BJd.shape
+        out = torch.empty(rows, num_heads * head_dim, dtype=torch.bfloat16)
+        self._decode_attention(
+            query_BJd.data_ptr(),
+            query_BJd.stride(0),
+            layer_cache.data_ptr(),
+            blocks_BN.data_ptr(),
+            blocks_BN.stride(0),
+            lengths_B.data_ptr(),
+            rows,
+            num_heads,
+            layer_cache.shape[1] // 2,
+            head_dim,
+            block_size,
+            window or 0,
+            head_dim**-0.5,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+@functools.cache
+def load_kernels() -> CpuKernels | None:
+    """The kernels, or None where they were not built or this CPU cannot run them."""
+    found = importlib.util.find_spec("model.cpu_kernels._library")
+    if found is None or found.origin is None:
+        return None
+    # torch's OpenMP is loaded with global symbols: the kernels share its threads.
+    library = ctypes.CDLL(found.origin)
+    return CpuKernels(library) if library.windrose_supported() else None
+
+
+def kernels_for(weight: torch.Tensor) -> CpuKernels | None:
+    """The kernels, if they can work on such a weight: bf16 on the CPU, an even number of inputs."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.shape[-1] % 2:
+        return None
+    return load_kernels()
+
+
+def _panels(outputs: int, size: int) -> int:
+    return -(-outputs // size)

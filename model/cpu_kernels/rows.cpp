@@ -1,0 +1,76 @@
+// What is done to each row by itself: norm, rotary embedding, and the choice of experts.
+#include <cmath>
+
+#include "matmul.h"
+
+using namespace windrose;
+
+extern "C" {
+
+// y = x / rms(x) * weight, the mean in fp32, rounded before the product with the weight as the
+// model does. x and y may be the same.
+void windrose_rms_norm(const bf16* x, const bf16* weight, bf16* y, int64_t rows, int64_t width,
+                       float eps) {
+  const int64_t whole = width / 16 * 16;
+  for (int64_t r = 0; r < rows; ++r) {
+    const bf16* from = x + r * width;
+    bf16* to = y + r * width;
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < whole; i += 16) {
+      const __m512 v = load_bf16(from + i);
+      squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    float sum = _mm512_reduce_add_ps(squares);
+    const __mmask16 rest = __mmask16((1u << (width - whole)) - 1);
+    const auto load_rest = [&](const bf16* p) {
+      const __m256i raw = _mm256_maskz_loadu_epi16(rest, p + whole);
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+    };
+    if (rest) {
+      const __m512 v = load_rest(from);
+      sum += _mm512_reduce_add_ps(_mm512_mul_ps(v, v));
+    }
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(sum / float(width) + eps));
+    const auto scaled = [&](__m512 v, __m512 w) {
+      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(v, scale));
+      const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
+      return _mm512_mul_ps(back, w);
+    };
+    for (int64_t i = 0; i < whole; i += 16) {
+      store_bf16(to + i, scaled(load_bf16(from + i), load_bf16(weight + i)));
+    }
+    if (rest) store_bf16(to + whole, scaled(load_rest(from), load_rest(weight)), int(width - whole));
+  }
+}
+
+// The top_k largest of each row's logits (the lower id of equals first) and the softmax over
+// them. logits bf16 [rows, experts]; ids int64 and weights fp32, both [rows, top_k].
+void windrose_top_k(const bf16* logits, int64_t* ids, float* weights, int64_t rows,
+                    int64_t experts, int64_t top_k) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t* chosen = ids + r * top_k;
+    float* values = weights + r * top_k;
+    int64_t held = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      const uint32_t bits = uint32_t(logits[r * experts + e]) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      int64_t at = held < top_k ? held : top_k;
+      while (at > 0 && !(value <= values[at - 1])) --at;  // NaN counts as largest, as in torch
+      if (at >= top_k) continue;
+      for (int64_t i = held < top_k ? held : top_k - 1; i > at; --i) {
+        values[i] = values[i - 1];
+        chosen[i] = chosen[i - 1];
+      }
+      values[at] = value;
+      chosen[at] = e;
+      if (held < top_k) ++held;
+    }
+    const float largest = values[0];
+    float sum = 0.0f;
+    for (int64_t k = 0; k < top_k; ++k) sum += values[k] = std::exp(values[k] - largest);
+    for (int64_t k = 0; k < top_k; ++k) values[k] /= sum;
+  }
+}
+
+}  // extern "C"
