@@ -89,7 +89,7 @@ class Attention:
 
     @property
     def reads_masks(self) -> bool:
-        """Whether decoding rows need the context's mask; kernels follow the lengths instead."""
+        """Whether the context's masks are needed; kernels follow positions instead."""
         return self._kernels is None
 
     def __call__(
@@ -119,6 +119,18 @@ class Attention:
             parts.append(self._decode(layer, query_THd[: batch.num_decodes], context, cache))
         for chunk, mask_TS in zip(batch.prefills, context.prefill_masks, strict=True):
             rows = slice(chunk.row, chunk.row + chunk.num_rows)
+            if self._kernels is not None:
+                parts.append(
+                    self._kernels.prefill_attention(
+                        query_THd[rows],
+                        cache.layer(layer),
+                        chunk.blocks_1N,
+                        chunk.start,
+                        cache.block_size,
+                        self._window,
+                    )
+                )
+                continue
             if mask_TS is None:
                 keys, values = kv_TJd[rows].chunk(2, dim=1)
             else:

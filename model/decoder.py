@@ -80,19 +80,18 @@ class Decoder:
 
     def _context(self, batch: StepBatch, cache: KVCache, dtype: torch.dtype) -> StepContext:
         cos_T1d, sin_T1d = self._rope.tables(batch.positions_T)
+        decode_mask_B11S, prefill_masks = None, (None,) * len(batch.prefills)
+        if self._weights.layers[0].attention.reads_masks:
+            decode_mask_B11S, prefill_masks = self._masks(batch, cache, dtype)
+        return StepContext(batch, cos_T1d, sin_T1d, decode_mask_B11S, prefill_masks)
+
+    def _masks(
+        self, batch: StepBatch, cache: KVCache, dtype: torch.dtype
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor | None, ...]]:
         window = self._config.sliding_window
         slots = batch.decode_blocks_BN.shape[1] * cache.block_size
-        return StepContext(
-            batch=batch,
-            cos_T1d=cos_T1d,
-            sin_T1d=sin_T1d,
-            decode_mask_B11S=(
-                decode_mask(batch.decode_lengths_B, slots, window, dtype)
-                if batch.num_decodes and self._weights.layers[0].attention.reads_masks
-                else None
-            ),
-            prefill_masks=tuple(
-                prefill_mask(chunk, window, dtype, batch.token_ids_T.device)
-                for chunk in batch.prefills
-            ),
+        decode = (
+            decode_mask(batch.decode_lengths_B, slots, window, dtype) if batch.num_decodes else None
         )
+        device = batch.token_ids_T.device
+        return decode, tuple(prefill_mask(chunk, window, dtype, device) for chunk in batch.prefills)

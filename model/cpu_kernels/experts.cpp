@@ -1,10 +1,9 @@
 // The experts of one layer over the rows that chose them: SwiGLU blocks, weighted and summed.
-#include <omp.h>
-
 #include <type_traits>
 #include <vector>
 
 #include "matmul.h"
+#include "pool.h"
 
 using namespace windrose;
 
@@ -80,78 +79,71 @@ int64_t windrose_experts(const bf16* x, int64_t x_stride, const int64_t* ids, co
   const int64_t num_work = int64_t(s.work.size());
   const int64_t phase1 = num_work * hidden_panels;
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#pragma omp for schedule(dynamic, 1)
+  pool().run(threads, num_work, 1, [&](int64_t w) {
+    const Work& work = s.work[w];
+    for (int64_t b = 0; b < work.blocks.count; ++b) {
+      const int64_t first = work.first + work.blocks.first(b);
+      pack_rows(x, x_stride, s.rows.data() + first, work.blocks.size(b), in_pairs,
+                s.inputs.data() + first * in_pairs);
+    }
+  });
+
+  // Up: every task is 16 hidden values of one expert, for all its rows.
+  pool().run(threads, num_work * hidden_panels, 4, [&](int64_t task) {
+    const Work& work = s.work[task / hidden_panels];
+    const int64_t p = task % hidden_panels;
+    const int valid = int(inner - p * 16 < 16 ? inner - p * 16 : 16) / 2;
+    const Pair* panel = work.w13 + p * in_pairs * kPanel;
+    for (int64_t b = 0; b < work.blocks.count; ++b) {
+      const int64_t first = work.first + work.blocks.first(b);
+      with_rows(work.blocks.size(b), [&](auto size) {
+        constexpr int kRows = decltype(size)::value;
+        __m512 sums[kRows][2];
+        multiply<kRows>(s.inputs.data() + first * in_pairs, panel, in_pairs, sums);
+        Pair* out = s.hidden.data() + first * hidden_pairs + p * 8 * kRows;
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          alignas(32) Pair pairs[8];
+          _mm256_store_si256(reinterpret_cast<__m256i*>(pairs),
+                             (__m256i)_mm512_cvtneps_pbh(swiglu(sums[r][0], sums[r][1])));
+          for (int k = 0; k < valid; ++k) out[k * kRows + r] = pairs[k];
+        }
+      });
+    }
+  });
+
+  // Down: every task is 32 outputs, of all experts in order, so that nobody else adds to them.
+  pool().run(threads, out_panels, 1, [&](int64_t p) {
+    static thread_local std::vector<float> sums_here;
+    sums_here.assign(rows * kPanel, 0.0f);
     for (int64_t w = 0; w < num_work; ++w) {
       const Work& work = s.work[w];
-      for (int64_t b = 0; b < work.blocks.count; ++b) {
-        const int64_t first = work.first + work.blocks.first(b);
-        pack_rows(x, x_stride, s.rows.data() + first, work.blocks.size(b), in_pairs,
-                  s.inputs.data() + first * in_pairs);
-      }
-    }
-
-    // Up: every task is 16 hidden values of one expert, for all its rows.
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < phase1; ++task) {
-      const Work& work = s.work[task / hidden_panels];
-      const int64_t p = task % hidden_panels;
-      const int valid = int(inner - p * 16 < 16 ? inner - p * 16 : 16) / 2;
-      const Pair* panel = work.w13 + p * in_pairs * kPanel;
+      const Pair* panel = work.w2 + p * hidden_pairs * kPanel;
       for (int64_t b = 0; b < work.blocks.count; ++b) {
         const int64_t first = work.first + work.blocks.first(b);
         with_rows(work.blocks.size(b), [&](auto size) {
           constexpr int kRows = decltype(size)::value;
           __m512 sums[kRows][2];
-          multiply<kRows>(s.inputs.data() + first * in_pairs, panel, in_pairs, sums);
-          Pair* out = s.hidden.data() + first * hidden_pairs + p * 8 * kRows;
-#pragma GCC unroll 16
+          multiply<kRows>(s.hidden.data() + first * hidden_pairs, panel, hidden_pairs, sums);
           for (int r = 0; r < kRows; ++r) {
-            alignas(32) Pair pairs[8];
-            _mm256_store_si256(
-                reinterpret_cast<__m256i*>(pairs),
-                (__m256i)_mm512_cvtneps_pbh(swiglu(sums[r][0], sums[r][1])));
-            for (int k = 0; k < valid; ++k) out[k * kRows + r] = pairs[k];
+            float* to = sums_here.data() + s.rows[first + r] * kPanel;
+            const __m512 weight = _mm512_set1_ps(s.weights[first + r]);
+            for (int half = 0; half < 2; ++half) {
+              const __m512 old = _mm512_loadu_ps(to + 16 * half);
+              _mm512_storeu_ps(to + 16 * half, _mm512_fmadd_ps(weight, sums[r][half], old));
+            }
           }
         });
       }
     }
-
-    // Down: every task is 32 outputs, of all experts in order, so that nobody else adds to them.
-    std::vector<float> sums_here(rows * kPanel);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t p = 0; p < out_panels; ++p) {
-      std::memset(sums_here.data(), 0, sums_here.size() * sizeof(float));
-      for (int64_t w = 0; w < num_work; ++w) {
-        const Work& work = s.work[w];
-        const Pair* panel = work.w2 + p * hidden_pairs * kPanel;
-        for (int64_t b = 0; b < work.blocks.count; ++b) {
-          const int64_t first = work.first + work.blocks.first(b);
-          with_rows(work.blocks.size(b), [&](auto size) {
-            constexpr int kRows = decltype(size)::value;
-            __m512 sums[kRows][2];
-            multiply<kRows>(s.hidden.data() + first * hidden_pairs, panel, hidden_pairs, sums);
-            for (int r = 0; r < kRows; ++r) {
-              float* to = sums_here.data() + s.rows[first + r] * kPanel;
-              const __m512 weight = _mm512_set1_ps(s.weights[first + r]);
-              for (int half = 0; half < 2; ++half) {
-                const __m512 old = _mm512_loadu_ps(to + 16 * half);
-                _mm512_storeu_ps(to + 16 * half, _mm512_fmadd_ps(weight, sums[r][half], old));
-              }
-            }
-          });
-        }
-      }
-      const int valid = int(width - p * kPanel < kPanel ? width - p * kPanel : kPanel);
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* from = sums_here.data() + r * kPanel;
-        bf16* out = y + r * width + p * kPanel;
-        store_bf16(out, _mm512_loadu_ps(from), valid);
-        if (valid > 16) store_bf16(out + 16, _mm512_loadu_ps(from + 16), valid - 16);
-      }
+    const int valid = int(width - p * kPanel < kPanel ? width - p * kPanel : kPanel);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = sums_here.data() + r * kPanel;
+      bf16* out = y + r * width + p * kPanel;
+      store_bf16(out, _mm512_loadu_ps(from), valid);
+      if (valid > 16) store_bf16(out + 16, _mm512_loadu_ps(from + 16), valid - 16);
     }
-  }
+  });
   return 0;
 }
 

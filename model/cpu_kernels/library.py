@@ -1,8 +1,8 @@
 """The project's own bf16 kernels for CPUs with AVX512-BF16, built when the project is installed.
 
 Every one has an equivalent in torch that other types, devices and machines use; these are
-faster, and sum in fp32 where torch rounds in between. A row's result depends on nothing but the
-row: not on the rows beside it, nor on the number of threads.
+faster, and sum in fp32 where torch rounds in between. Products and experts give a row the same
+result whatever rows are beside it; nothing depends on the number of threads.
 Shape suffixes: T rows, I inputs, O outputs, D hidden, F expert hidden, E experts, K experts per
 token, J heads of queries, keys and values, B decoding rows, N blocks, d head dimension.
 """
@@ -20,8 +20,8 @@ _HALF_PANEL = 16
 
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
-    "windrose_pack": [_POINTER] * 2 + [_INT64] * 2 + [_INT],
-    "windrose_pack_pair": [_POINTER] * 3 + [_INT64] * 2 + [_INT],
+    "windrose_pack": [_POINTER] * 2 + [_INT64] * 2,
+    "windrose_pack_pair": [_POINTER] * 3 + [_INT64] * 2,
     "windrose_linear": [_POINTER, _INT64, _POINTER, _POINTER] + [_INT64] * 3 + [_INT],
     "windrose_experts": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER]
     + [_INT64] * 3
@@ -31,6 +31,9 @@ _SIGNATURES = {
     "windrose_rotate_and_store": [_POINTER] * 5 + [_INT64] * 4,
     "windrose_decode_attention": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER]
     + [_INT64] * 6
+    + [_FLOAT, _POINTER, _INT],
+    "windrose_prefill_attention": [_POINTER, _INT64, _POINTER, _POINTER]
+    + [_INT64] * 7
     + [_FLOAT, _POINTER, _INT],
 }
 
@@ -51,15 +54,14 @@ class CpuKernels:
         self._top_k = library.windrose_top_k
         self._rotate_and_store = library.windrose_rotate_and_store
         self._decode_attention = library.windrose_decode_attention
+        self._prefill_attention = library.windrose_prefill_attention
 
     def pack(self, weight_OI: torch.Tensor) -> torch.Tensor:
         """Return the matrix in the form `linear` reads, outputs padded to whole panels; I even."""
         weight_OI = weight_OI.contiguous()
         outputs, inputs = weight_OI.shape
         packed = torch.empty(_panels(outputs, _PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
-        self._pack(
-            weight_OI.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads()
-        )
+        self._pack(weight_OI.data_ptr(), packed.data_ptr(), outputs, inputs)
         return packed
 
     def pack_pair(self, w1_FD: torch.Tensor, w3_FD: torch.Tensor) -> torch.Tensor:
@@ -67,14 +69,7 @@ class CpuKernels:
         w1_FD, w3_FD = w1_FD.contiguous(), w3_FD.contiguous()
         outputs, inputs = w1_FD.shape
         packed = torch.empty(_panels(outputs, _HALF_PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
-        self._pack_pair(
-            w1_FD.data_ptr(),
-            w3_FD.data_ptr(),
-            packed.data_ptr(),
-            outputs,
-            inputs,
-            torch.get_num_threads(),
-        )
+        self._pack_pair(w1_FD.data_ptr(), w3_FD.data_ptr(), packed.data_ptr(), outputs, inputs)
         return packed
 
     def linear(self, x_TI: torch.Tensor, packed: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -207,6 +202,39 @@ class CpuKernels:
         )
         return out
 
+    def prefill_attention(
+        self,
+        query_TJd: torch.Tensor,
+        layer_cache: torch.Tensor,
+        blocks_N: torch.Tensor,
+        start: int,
+        block_size: int,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Return [T, heads * d]: row r is position start + r of the sequence of these blocks.
+
+        Its keys and values are in `layer_cache` [slots, 2 G, d] already; d is a multiple of 32.
+        """
+        rows, num_heads, head_dim = query_TJd.shape
+        out = torch.empty(rows, num_heads * head_dim, dtype=torch.bfloat16)
+        self._prefill_attention(
+            query_TJd.data_ptr(),
+            query_TJd.stride(0),
+            layer_cache.data_ptr(),
+            blocks_N.data_ptr(),
+            start,
+            rows,
+            num_heads,
+            layer_cache.shape[1] // 2,
+            head_dim,
+            block_size,
+            window or 0,
+            head_dim**-0.5,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
 
 @functools.cache
 def load_kernels() -> CpuKernels | None:
@@ -214,7 +242,6 @@ def load_kernels() -> CpuKernels | None:
     found = importlib.util.find_spec("model.cpu_kernels._library")
     if found is None or found.origin is None:
         return None
-    # torch's OpenMP is loaded with global symbols: the kernels share its threads.
     library = ctypes.CDLL(found.origin)
     return CpuKernels(library) if library.windrose_supported() else None
 

@@ -1,10 +1,9 @@
 // Packing of matrices, and y = x w^T over a packed one.
-#include <omp.h>
-
 #include <type_traits>
 #include <vector>
 
 #include "matmul.h"
+#include "pool.h"
 
 using namespace windrose;
 
@@ -35,9 +34,8 @@ int windrose_supported() {
 }
 
 // out: ceil(outputs / 32) panels of `inputs` * 32 bf16. `inputs` is even.
-void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t inputs, int threads) {
+void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t inputs) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t p = 0; p < panels; ++p) {
     pack_panel(
         [&](int o) {
@@ -50,10 +48,9 @@ void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t input
 
 // Two matrices of the same shape in turns of 16 outputs: a panel is 16 of w1 and the same of w3.
 void windrose_pack_pair(const bf16* w1, const bf16* w3, bf16* out, int64_t outputs,
-                        int64_t inputs, int threads) {
+                        int64_t inputs) {
   constexpr int kHalf = kPanel / 2;
   const int64_t panels = (outputs + kHalf - 1) / kHalf;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t p = 0; p < panels; ++p) {
     pack_panel(
         [&](int o) {
@@ -74,34 +71,29 @@ void windrose_linear(const bf16* x, int64_t x_stride, const bf16* packed, bf16* 
   static thread_local std::vector<Pair> scratch;
   if (scratch.size() < size_t(rows * pairs)) scratch.resize(rows * pairs);
   Pair* const packed_rows = scratch.data();
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-#pragma omp for schedule(static)
+  pool().run(threads, blocks.count, 1, [&](int64_t b) {
+    const int64_t first = blocks.first(b);
+    pack_rows(x + first * x_stride, x_stride, nullptr, blocks.size(b), pairs,
+              packed_rows + first * pairs);
+  });
+  pool().run(threads, panels, 2, [&](int64_t p) {
+    const Pair* panel = reinterpret_cast<const Pair*>(packed) + p * pairs * kPanel;
+    const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t first = blocks.first(b);
-      pack_rows(x + first * x_stride, x_stride, nullptr, blocks.size(b), pairs,
-                packed_rows + first * pairs);
-    }
-#pragma omp for schedule(dynamic, 2) nowait
-    for (int64_t p = 0; p < panels; ++p) {
-      const Pair* panel = reinterpret_cast<const Pair*>(packed) + p * pairs * kPanel;
-      const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        const int64_t first = blocks.first(b);
-        with_rows(blocks.size(b), [&](auto size) {
-          constexpr int kRows = decltype(size)::value;
-          __m512 sums[kRows][2];
-          multiply<kRows>(packed_rows + first * pairs, panel, pairs, sums);
-          bf16* out = y + first * outputs + p * kPanel;
+      with_rows(blocks.size(b), [&](auto size) {
+        constexpr int kRows = decltype(size)::value;
+        __m512 sums[kRows][2];
+        multiply<kRows>(packed_rows + first * pairs, panel, pairs, sums);
+        bf16* out = y + first * outputs + p * kPanel;
 #pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            store_bf16(out + r * outputs, sums[r][0], width);
-            if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
-          }
-        });
-      }
+        for (int r = 0; r < kRows; ++r) {
+          store_bf16(out + r * outputs, sums[r][0], width);
+          if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
+        }
+      });
     }
-  }
+  });
 }
 
 }  // extern "C"

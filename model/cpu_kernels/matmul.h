@@ -43,15 +43,10 @@ inline void pack_rows(const bf16* x, int64_t stride, const int32_t* index, int r
   }
 }
 
-// sums[r][0..1] = row r times the panel.
+// sums[r][0..1] += row r times the panel.
 template <int ROWS>
-inline void multiply(const Pair* rows, const Pair* panel, int64_t pairs,
-                     __m512 (&sums)[ROWS][2]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    sums[r][0] = _mm512_setzero_ps();
-    sums[r][1] = _mm512_setzero_ps();
-  }
+inline void multiply_onto(const Pair* rows, const Pair* panel, int64_t pairs,
+                          __m512 (&sums)[ROWS][2]) {
   for (int64_t k = 0; k < pairs; ++k) {
     const Pair* at = panel + k * kPanel;
     _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchPairs), _MM_HINT_T0);
@@ -65,6 +60,18 @@ inline void multiply(const Pair* rows, const Pair* panel, int64_t pairs,
       sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, high);
     }
   }
+}
+
+// sums[r][0..1] = row r times the panel.
+template <int ROWS>
+inline void multiply(const Pair* rows, const Pair* panel, int64_t pairs,
+                     __m512 (&sums)[ROWS][2]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    sums[r][0] = _mm512_setzero_ps();
+    sums[r][1] = _mm512_setzero_ps();
+  }
+  multiply_onto<ROWS>(rows, panel, pairs, sums);
 }
 
 // Calls `body<ROWS>()` with the number of rows as a constant.

@@ -241,6 +241,41 @@ def test_decode_attention_is_softmax_over_each_rows_own_positions(
         _close(out[row], exact.reshape(-1))
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "block_size", "window", "start", "rows"),
+    [
+        (4, 4, 32, 16, None, 0, 1),
+        (8, 2, 64, 16, None, 0, 150),
+        (4, 2, 64, 16, None, 300, 45),
+        (6, 1, 32, 8, 20, 0, 77),
+        (6, 1, 32, 8, 1, 40, 30),
+        (2, 1, 128, 4, 130, 260, 141),
+    ],
+)
+def test_prefill_attention_is_softmax_up_to_each_rows_own_position(
+    kernels: CpuKernels,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    window: int | None,
+    start: int,
+    rows: int,
+) -> None:
+    end = start + rows
+    cache, table, [own] = _cached([end], kv_heads, dim, block_size)
+    query = _random(rows, heads + 2 * kv_heads, dim, seed=60)[:, :heads]
+    out = kernels.prefill_attention(query, cache, table[0], start, block_size, window)
+    keys, values = (p.repeat_interleave(heads // kv_heads, 1) for p in own.float().chunk(2, 1))
+    scores = torch.einsum("thd,shd->hts", query.float(), keys) * dim**-0.5
+    behind = torch.arange(start, end)[:, None] - torch.arange(end)[None, :]
+    hidden = (behind < 0) | (behind >= (window or end + 1))
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    exact = torch.einsum("hts,shd->thd", weights, values).reshape(rows, -1)
+    # The weights are rounded to bf16 before they meet the values, as flash attention does.
+    torch.testing.assert_close(out.float(), exact, rtol=2**-7, atol=2**-7)
+
+
 def test_rotate_and_store(kernels: CpuKernels) -> None:
     heads, kv_heads, dim, rows = 4, 2, 64, 3
     joined = _random(rows, heads + 2 * kv_heads, dim)

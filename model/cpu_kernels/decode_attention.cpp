@@ -1,12 +1,12 @@
 // Rotary embedding with the cache write, and attention of decoding rows over the paged cache.
-#include <omp.h>
-
 #include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
 #include "matmul.h"
+#include "paged_cache.h"
+#include "pool.h"
 
 using namespace windrose;
 
@@ -14,18 +14,6 @@ namespace {
 
 constexpr int kChunk = 16;       // positions at once: one score per lane
 constexpr int kMaxQueries = 4;   // of one key-value head at once
-
-// A layer's cache: [slots][2 * kv_heads][head_dim], the keys' heads before the values'.
-struct Cache {
-  const bf16* base;
-  int64_t kv_heads;
-  int64_t head_dim;
-  int64_t block_size;
-  const bf16* slot(const int64_t* table, int64_t position) const {
-    const int64_t at = table[position / block_size] * block_size + position % block_size;
-    return base + at * 2 * kv_heads * head_dim;
-  }
-};
 
 // Running softmax of one query: largest score, sum of weights; `out` is the weighted sum so far.
 struct Running {
@@ -155,48 +143,41 @@ void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf
   // A sequence's heads stay together, as its cache lies; few sequences are split by heads.
   int64_t parts = (4 * threads + rows - 1) / rows;
   if (parts > kv_heads || threads == 1) parts = threads == 1 ? 1 : kv_heads;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    std::vector<float> sums(num_heads * head_dim);
-    std::vector<Running> running(num_heads);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t task = 0; task < rows * parts; ++task) {
-      const int64_t row = task / parts, part = task % parts;
-      const int64_t first_head = kv_heads * part / parts;
-      const int64_t end_head = kv_heads * (part + 1) / parts;
-      const bf16* queries = query + row * query_stride;
-      const int64_t length = lengths[row];
-      for (int64_t h = first_head * group; h < end_head * group; ++h) {
-        running[h] = {-std::numeric_limits<float>::infinity(), 0.0f};
+  pool().run(threads, rows * parts, 1, [&](int64_t task) {
+    static thread_local std::vector<float> sums;
+    static thread_local std::vector<Running> running;
+    const int64_t row = task / parts, part = task % parts;
+    const int64_t first_head = kv_heads * part / parts;
+    const int64_t end_head = kv_heads * (part + 1) / parts;
+    const bf16* queries = query + row * query_stride;
+    const int64_t length = lengths[row];
+    sums.assign(num_heads * head_dim, 0.0f);
+    running.assign(num_heads, {-std::numeric_limits<float>::infinity(), 0.0f});
+    int64_t position = window > 0 && length > window ? length - window : 0;
+    while (position < length) {
+      const int count = int(length - position < kChunk ? length - position : kChunk);
+      const bf16* slots[kChunk];
+      for (int s = 0; s < count; ++s) {
+        slots[s] = layer.slot(tables + row * table_stride, position + s);
       }
-      std::memset(sums.data() + first_head * group * head_dim, 0,
-                  (end_head - first_head) * group * head_dim * sizeof(float));
-      int64_t position = window > 0 && length > window ? length - window : 0;
-      while (position < length) {
-        const int count = int(length - position < kChunk ? length - position : kChunk);
-        const bf16* slots[kChunk];
-        for (int s = 0; s < count; ++s) {
-          slots[s] = layer.slot(tables + row * table_stride, position + s);
+      for (int64_t head = first_head; head < end_head; ++head) {
+        for (int64_t q = 0; q < group; q += kMaxQueries) {
+          const int64_t h = head * group + q;
+          const int some = int(group - q < kMaxQueries ? group - q : kMaxQueries);
+          take_in_any(some, queries + h * head_dim, slots, count, layer, head, scale,
+                      running.data() + h, sums.data() + h * head_dim);
         }
-        for (int64_t head = first_head; head < end_head; ++head) {
-          for (int64_t q = 0; q < group; q += kMaxQueries) {
-            const int64_t h = head * group + q;
-            const int some = int(group - q < kMaxQueries ? group - q : kMaxQueries);
-            take_in_any(some, queries + h * head_dim, slots, count, layer, head, scale,
-                        running.data() + h, sums.data() + h * head_dim);
-          }
-        }
-        position += count;
       }
-      for (int64_t h = first_head * group; h < end_head * group; ++h) {
-        const __m512 share = _mm512_set1_ps(1.0f / running[h].sum);
-        for (int64_t d = 0; d < head_dim; d += 16) {
-          const __m512 total = _mm512_loadu_ps(sums.data() + h * head_dim + d);
-          store_bf16(out + (row * num_heads + h) * head_dim + d, _mm512_mul_ps(total, share));
-        }
+      position += count;
+    }
+    for (int64_t h = first_head * group; h < end_head * group; ++h) {
+      const __m512 share = _mm512_set1_ps(1.0f / running[h].sum);
+      for (int64_t d = 0; d < head_dim; d += 16) {
+        const __m512 total = _mm512_loadu_ps(sums.data() + h * head_dim + d);
+        store_bf16(out + (row * num_heads + h) * head_dim + d, _mm512_mul_ps(total, share));
       }
     }
-  }
+  });
 }
 
 }  // extern "C"
