@@ -39,6 +39,8 @@ class ActorStats:
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
     num_preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens
+    prefix_cache_hits: int = 0  # tokens
     num_rows: int = 0
     # both
     num_steps: int = 0

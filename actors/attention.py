@@ -184,6 +184,8 @@ class AttentionRank:
             num_waiting=engine.num_waiting,
             kv_cache_usage=engine.kv_cache_usage,
             num_preemptions=engine.num_preemptions,
+            prefix_cache_queries=engine.prefix_cache_queries,
+            prefix_cache_hits=engine.prefix_cache_hits,
             num_rows=engine.num_rows,
             num_steps=engine.num_steps,
         )

@@ -24,7 +24,8 @@ class Delta:
     """What one event adds to one choice.
 
     `text` may be behind `token_ids`: half a character, or what may become a stop string, is held
-    back. The last delta of a choice, and only it, has a finish reason.
+    back. The last delta of a choice, and only it, has a finish reason. `num_cached_tokens` counts
+    in a choice's first delta only: a later one may be of another attempt, after an actor's death.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]  # one per token id, or empty
     finish_reason: Literal["stop", "length"] | None
+    num_cached_tokens: int = 0  # of the prompt
 
 
 async def deltas(
@@ -122,7 +124,14 @@ class _ChoiceText:
                 text += self._stops.finish()
         text, self._lead = self._lead + text, ""
         assert reason != "abort", "refused in deltas()"
-        return Delta(self._index, text, token_ids, logprobs, "stop" if hit else reason)
+        return Delta(
+            self._index,
+            text,
+            token_ids,
+            logprobs,
+            "stop" if hit else reason,
+            event.num_cached_tokens,
+        )
 
 
 class _Clock:

@@ -26,7 +26,8 @@ class Choice:
 
     index: int
     request: GenerateRequest
-    echo: str = ""
+    echo: str
+    counts_prompt: bool  # the first of its prompt: OpenAI bills a prompt once for all n choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class CompletionPlan:
     created_s: int
     model_name: str
     choices: tuple[Choice, ...]
-    prompt_tokens: int  # each prompt counted once, as OpenAI bills it
+    prompt_tokens: int  # each prompt counted once
     stop: tuple[str, ...]
     include_stop: bool
     include_usage: bool
@@ -174,7 +175,7 @@ def _choices(
             request = GenerateRequest(
                 uuid.uuid4().hex, state.ingress_id, ids, params, arrival_s=arrival_s
             )
-            choices.append(Choice(len(choices), request, echo))
+            choices.append(Choice(len(choices), request, echo, counts_prompt=i == 0))
     return tuple(choices)
 
 

@@ -30,6 +30,8 @@ class EngineStats:
     num_waiting: int
     kv_cache_usage: float  # 0..1
     num_preemptions: int
+    prefix_cache_queries: int  # tokens of admitted sequences
+    prefix_cache_hits: int  # of those, not computed again
     num_steps: int
     num_rows: int
 
@@ -96,12 +98,12 @@ class Engine:
             return list(zip(drawn.token_ids, drawn.logprobs, strict=True)), []
         except NonFiniteLogits as error:
             bad = set(error.rows)
+        lost = [chunks[index].sequence for index in bad]
+        if blocks := self.scheduler.fail(lost):
+            self._cache.clear(blocks)
         failed = []
-        for index in bad:
-            sequence = chunks[index].sequence
+        for sequence in lost:
             logger.error("request %s: the model gave no finite logits", sequence.request_id)
-            self._cache.clear(sequence.block_ids)
-            self.scheduler.abort(sequence.request_id)
             failed.append(TokenEvent(sequence.request_id, (), None, "abort"))
         good = [index for index in range(len(rows)) if index not in bad]
         drawn = sample(logits_CV[good], [rows[index] for index in good])
@@ -125,6 +127,8 @@ class Engine:
             num_waiting=self.scheduler.num_waiting,
             kv_cache_usage=self.scheduler.pool.usage,
             num_preemptions=self.scheduler.num_preemptions_total,
+            prefix_cache_queries=self.scheduler.prefixes.num_queried_tokens,
+            prefix_cache_hits=self.scheduler.prefixes.num_hit_tokens,
             num_steps=self._num_steps,
             num_rows=self._num_rows,
         )

@@ -32,6 +32,8 @@ class TokenEvent:
 
     `logprobs` has one entry per token where the request asked for them, else is None.
     `stop_token_id` is the id that ended the sequence with "stop" (it is in `token_ids`, last).
+    `num_cached_tokens` is how many leading tokens the KV cache knew when the request came; told
+    with the first tokens that are made for it here.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    num_cached_tokens: int = 0
 
 
 StepEvents = list[TokenEvent]  # one message: everything one step made for one ingress

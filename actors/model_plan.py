@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from actors.scheduler import SchedulerLimits
+from actors.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
@@ -108,6 +108,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         max_model_len=_max_model_len(config, model, dtype, cache_bytes),
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
+        enable_prefix_caching=config.enable_prefix_caching,
     )
     num_ranks = config.attention_actors + config.expert_actors
     return ModelPlan(

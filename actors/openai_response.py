@@ -34,6 +34,7 @@ class Answer(ABC):
         self._tokenizer = tokenizer
         self._opened: set[int] = set()
         self._generated_tokens = 0
+        self._cached_tokens: dict[int, int] = {}  # by choice
         self._head = f"data: {to_json(self._envelope(self.chunk_name))[:-1]}"
         self._tail = ',"usage":null}\n\n' if plan.include_usage else "}\n\n"
 
@@ -43,7 +44,7 @@ class Answer(ABC):
         async with aclosing(deltas):
             async for delta in deltas:
                 received[delta.index].append(delta)
-                self._generated_tokens += len(delta.token_ids)
+                self._count(delta)
         answer = self._envelope(self.object_name)
         answer["choices"] = [self._choice(_joined(parts)) for parts in received]
         answer["usage"] = self._usage()
@@ -55,7 +56,7 @@ class Answer(ABC):
         """The server-sent events of a streamed answer: one per delta that shows something."""
         async with aclosing(deltas):
             async for delta in deltas:
-                self._generated_tokens += len(delta.token_ids)
+                self._count(delta)
                 if events := self._events(delta):
                     yield events.encode()
         if self._plan.include_usage:
@@ -72,11 +73,19 @@ class Answer(ABC):
             "model": plan.model_name,
         }
 
-    def _usage(self) -> dict[str, int]:
+    def _count(self, delta: Delta) -> None:
+        self._generated_tokens += len(delta.token_ids)
+        self._cached_tokens.setdefault(delta.index, delta.num_cached_tokens)
+
+    def _usage(self) -> dict[str, Any]:
+        billed = [choice.index for choice in self._plan.choices if choice.counts_prompt]
         return {
             "prompt_tokens": self._plan.prompt_tokens,
             "completion_tokens": self._generated_tokens,
             "total_tokens": self._plan.prompt_tokens + self._generated_tokens,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(self._cached_tokens.get(index, 0) for index in billed)
+            },
         }
 
     def _events(self, delta: Delta) -> str:

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from actors.actor_stats import ActorIdentity, ActorStats
-from actors.assignment import assign
+from actors.assignment import MAX_KEYS, Assigner
 from actors.balance_watch import BalanceWatch
 from actors.crew import Crew
 from actors.groups import Groups
@@ -74,6 +74,10 @@ class Pipeline:
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
         self._mender = Mender(crew, self._pulse, self._placement)
         self._unfinished: dict[int, int] = {}
+        limits = plan.limits
+        self._assigner = Assigner(
+            limits.block_size, MAX_KEYS if limits.enable_prefix_caching else 0
+        )
 
     def _share(self, rank: int) -> Sequence[tuple[int, int]]:
         return () if self._placement is None else self._placement.share(rank)
@@ -163,25 +167,30 @@ class Pipeline:
         if not self._mender.whole.is_set():
             await within(self._config.pipeline_wait_s, self._mender.whole.wait())
         members = self._crew.attention
-        chosen = assign(len(requests), [self._unfinished.get(rank, 0) for rank in members])
-        ranks = list(members)
-        batches: dict[int, list[GenerateRequest]] = {rank: [] for rank in ranks}
-        for request, index in zip(requests, chosen, strict=True):
-            batches[ranks[index]].append(request)
+        chosen = self._assigner.assign(
+            requests, {m.name: self._unfinished.get(rank, 0) for rank, m in members.items()}
+        )
+        batches: dict[str, list[GenerateRequest]] = {m.name: [] for m in members.values()}
+        for request, name in zip(requests, chosen, strict=True):
+            batches[name].append(request)
         # With experts apart the attention actors step together: those without new work are
         # told too, so that a sleeping one joins the step.
-        told = [rank for rank in ranks if batches[rank] or self._placement is not None]
+        told = {
+            rank: member
+            for rank, member in members.items()
+            if batches[member.name] or self._placement is not None
+        }
         counts = await asyncio.gather(
-            *(members[rank].handle.submit.remote(batches[rank]) for rank in told),
+            *(member.handle.submit.remote(batches[member.name]) for member in told.values()),
             return_exceptions=True,
         )
-        names: list[str | None] = [members[ranks[index]].name for index in chosen]
-        for rank, count in zip(told, counts, strict=True):
+        gone = set()
+        for (rank, member), count in zip(told.items(), counts, strict=True):
             if isinstance(count, BaseException):
-                names = [None if name == members[rank].name else name for name in names]
+                gone.add(member.name)
             else:
                 self._unfinished[rank] = count
-        return names
+        return [None if name in gone else name for name in chosen]
 
     async def change(self, change: PlacementChange) -> Outcome:
         """Change the placement; returns when it is in force, or why it is not."""

@@ -9,30 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from actors.messages import GenerateRequest, TokenEvent
+from actors.prefix_cache import PrefixCache
+from actors.scheduler_limits import SchedulerLimits
 from actors.sequence import RunningSequence, ScheduledChunk, StepPlan
 from model.block_pool import BlockPool
 from model.sampling_params import TokenLogprobs
 
 __all__ = ["RunningSequence", "ScheduledChunk", "Scheduler", "SchedulerLimits", "StepPlan"]
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Bounds of one attention actor. ValueError unless every number is at least 1."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int  # rows in one step
-    max_model_len: int  # prompt + outputs of one sequence
-    block_size: int  # tokens in one KV block
-    eos_token_ids: frozenset[int] | tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Scheduler:
@@ -56,6 +41,7 @@ class Scheduler:
             )
         self.limits = limits
         self.pool = pool
+        self.prefixes = PrefixCache(pool, limits.block_size, enabled=limits.enable_prefix_caching)
         self.num_preemptions_total = 0
         self._eos_ids = frozenset(limits.eos_token_ids)
         self._num_added = 0
@@ -118,6 +104,17 @@ class Scheduler:
             self._release(sequence)
         return True
 
+    def fail(self, sequences: Sequence[RunningSequence]) -> list[int]:
+        """Drop sequences of the step in flight that the model cannot continue, without an event.
+
+        Returns the blocks that are theirs alone, to be cleared before that step is finished.
+        """
+        for sequence in sequences:
+            sequence.failed = sequence.ended = True
+            if self._by_id.get(sequence.request_id) is sequence:
+                del self._by_id[sequence.request_id]
+        return self.prefixes.discard(sequences)
+
     def schedule(self) -> StepPlan:
         """Choose the next step's rows and give them blocks: every decode, then prefill chunks.
 
@@ -166,20 +163,24 @@ class Scheduler:
             and plan.num_rows < limits.max_num_batched_tokens
         ):
             request_id, sequence = next(iter(self._waiting.items()))
-            if not self._admissible(sequence):
+            cached = self.prefixes.find(sequence)
+            if not self._admissible(sequence, cached):
                 break
             del self._waiting[request_id]
             running.append(sequence)
+            self.prefixes.begin(sequence, cached)
             self._schedule_chunk(sequence, plan)
 
-    def _admissible(self, sequence: RunningSequence) -> bool:
+    def _admissible(self, sequence: RunningSequence, cached: Sequence[int]) -> bool:
         # Room for all its tokens and the next one, and a block to spare for each sequence
         # that runs: those grow, and what they lack they take back from this one, whose
         # prefill was then for nothing. Simulated on full pools, rows computed / rows needed
         # are 1.0-1.3 so, 1.1-1.6 without the spare blocks, 2.2-3.5 when only the next chunk
         # has to fit; the steps that it costs are 1-5 % more. With nothing running it always
-        # holds, so the head of the queue gets in sooner or later.
+        # holds, so the head of the queue gets in sooner or later. A cached block costs nothing
+        # only while somebody holds it: else it is one of the free ones, and now is no longer.
         blocks = len(sequence.token_ids) // self.limits.block_size + 1
+        blocks -= self.prefixes.num_shared(cached)
         return self.pool.num_free >= blocks + len(self._running)
 
     def _schedule_chunk(self, sequence: RunningSequence, plan: StepPlan) -> None:
@@ -210,15 +211,15 @@ class Scheduler:
         sampling = plan.sampling_chunks()
         assert len(sampled) == len(sampling), f"{len(sampled)} tokens, {len(sampling)} chunks"
         self._in_flight = None
-        for chunk in plan.prefills:
+        for chunk in plan.decodes + plan.prefills:
             chunk.sequence.num_computed += chunk.num_tokens
-        for chunk in plan.decodes:
-            chunk.sequence.num_computed += 1
+            self.prefixes.offer(chunk.sequence)
         events: list[TokenEvent] = []
         for chunk, (token_id, logprobs) in zip(sampling, sampled):
             sequence = chunk.sequence
             if sequence.ended:
                 continue
+            num_cached = 0 if sequence.has_new_tokens else sequence.num_cached_tokens or 0
             sequence.token_ids.append(token_id)
             sequence.output_token_ids.append(token_id)
             sequence.decoding = True
@@ -234,6 +235,7 @@ class Scheduler:
                     None if logprobs is None else (logprobs,),
                     reason,
                     stop_token_id,
+                    num_cached,
                 )
             )
         self._drop_ended()
@@ -245,6 +247,7 @@ class Scheduler:
         A step in flight is forgotten; its plan must not be finished.
         """
         self._in_flight = None
+        self.pool.forget_all()
         self._drop_ended()
         while self._running:
             self._requeue_youngest()
@@ -253,6 +256,7 @@ class Scheduler:
         """Assert what holds between any two calls. Slow: for tests."""
         waiting = list(self._waiting.values())
         self.pool.check_integrity(s.block_ids for s in self._running)
+        self.prefixes.check_integrity(self._running)
         assert [s.request_id for s in waiting] == list(self._waiting)
         live = [s for s in self._running if not s.ended] + waiting
         assert {s.request_id: s for s in live} == self._by_id
@@ -262,14 +266,10 @@ class Scheduler:
         done = [c.sequence for c in prefills if c.samples]
         assert all(s.decoding or s in done for s in self._running[:-1]), "a prefill was overtaken"
         assert not any(s.block_ids or s.num_computed or s.decoding for s in waiting)
-        limits = self.limits
-        assert len(self._running) <= min(limits.max_num_seqs, limits.max_num_batched_tokens)
-        for s in self._running:
-            length = len(s.token_ids)
-            assert s.token_ids[s.num_prompt_tokens :] == s.output_token_ids
-            assert s.num_computed == length - 1 if s.decoding else s.num_computed < length
-            assert s.num_computed <= len(s.block_ids) * limits.block_size
-            assert (len(s.block_ids) - 1) * limits.block_size < length < s.max_len
+        bounds = self.limits.max_num_seqs, self.limits.max_num_batched_tokens
+        assert len(self._running) <= min(bounds)
+        for sequence in self._running:
+            sequence.check_integrity(self.limits.block_size)
 
     def _preempt_youngest(self) -> str:
         sequence = self._requeue_youngest()
@@ -280,7 +280,7 @@ class Scheduler:
     def _requeue_youngest(self) -> RunningSequence:
         sequence = self._running.pop()
         self._release(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_offered = 0
         sequence.decoding = False
         request_id = sequence.request_id
         self._waiting[request_id] = sequence

@@ -26,8 +26,12 @@ class RunningSequence:
     output_token_ids: list[int]
     num_computed: int = 0  # leading tokens whose KV is valid
     block_ids: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)  # of its first blocks, as far as asked
+    num_offered: int = 0  # leading blocks that the prefix cache gave or was given
+    num_cached_tokens: int | None = None  # found computed when it was first admitted
     decoding: bool = False  # past prefill: exactly the last token is not computed yet
     ended: bool = False  # finished, or aborted while its chunk is in flight
+    failed: bool = False  # ended by the model: what it has in the KV cache is not to be shared
     num_preemptions: int = 0
 
     @classmethod
@@ -54,6 +58,11 @@ class RunningSequence:
             output_token_ids=list(request.output_token_ids),
         )
 
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether a token was made for it here, beyond those it came with."""
+        return len(self.output_token_ids) > len(self.request.output_token_ids)
+
     def end(self) -> tuple[FinishReason | None, int | None]:
         """Why the last output ends the sequence, if it does, and the stop token (None for EOS)."""
         if self.output_token_ids:
@@ -61,6 +70,14 @@ class RunningSequence:
             if last in self.stop_ids:
                 return "stop", None if last in self.eos_ids else last
         return ("length" if len(self.token_ids) >= self.max_len else None), None
+
+    def check_integrity(self, block_size: int) -> None:
+        """Assert what holds of a sequence that runs, between any two calls. For tests."""
+        length, num_blocks = len(self.token_ids), len(self.block_ids)
+        assert self.token_ids[self.num_prompt_tokens :] == self.output_token_ids
+        assert self.num_computed == length - 1 if self.decoding else self.num_computed < length
+        assert self.num_computed <= num_blocks * block_size
+        assert (num_blocks - 1) * block_size < length < self.max_len
 
 
 @dataclass(slots=True)

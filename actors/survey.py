@@ -131,6 +131,8 @@ class _EngineCollector(Collector):
             families.append(gauge)
         for name, text, value, actors in (
             ("num_preemptions", "Sequences preempted", "num_preemptions", attention),
+            ("prefix_cache_queries", "Tokens looked up", "prefix_cache_queries", attention),
+            ("prefix_cache_hits", "Of these, found cached", "prefix_cache_hits", attention),
             ("engine_steps", "Steps run", "num_steps", attention),
             ("engine_rows", "Rows run", "num_rows", attention),
             ("expert_actor_rows", "Rows an expert actor ran, over layers", "num_rows", expert),

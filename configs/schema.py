@@ -101,6 +101,9 @@ class WindroseConfig(BaseModel):
         ),
     ] = None
     block_size: Annotated[int, _setting("limits", "tokens in one KV block", ge=1)] = 16
+    enable_prefix_caching: Annotated[
+        bool, _setting("limits", "share the KV blocks of prompts that begin alike: true or false")
+    ] = True
     host: Annotated[str, _setting("HTTP", "address the HTTP server binds", min_length=1)] = (
         "127.0.0.1"
     )

@@ -80,7 +80,8 @@ class Decoder:
 
     def _context(self, batch: StepBatch, cache: KVCache, dtype: torch.dtype) -> StepContext:
         cos_T1d, sin_T1d = self._rope.tables(batch.positions_T)
-        decode_mask_B11S, prefill_masks = None, (None,) * len(batch.prefills)
+        decode_mask_B11S: torch.Tensor | None = None
+        prefill_masks: tuple[torch.Tensor | None, ...] = (None,) * len(batch.prefills)
         if self._weights.layers[0].attention.reads_masks:
             decode_mask_B11S, prefill_masks = self._masks(batch, cache, dtype)
         return StepContext(batch, cos_T1d, sin_T1d, decode_mask_B11S, prefill_masks)

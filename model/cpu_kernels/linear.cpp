@@ -9,17 +9,16 @@ using namespace windrose;
 
 namespace {
 
-// Writes the panel of outputs [first, first + 32) of the matrix that `row_of` names row by row;
-// rows that do not exist (null) are zeros.
-template <typename RowOf>
-void pack_panel(RowOf&& row_of, int64_t inputs, bf16* out) {
-  for (int o = 0; o < kPanel; ++o) {
-    const bf16* row = row_of(o);
-    for (int64_t k = 0; k < inputs / 2; ++k) {
-      bf16* at = out + (k * kPanel + o) * 2;
-      at[0] = row ? row[2 * k] : 0;
-      at[1] = row ? row[2 * k + 1] : 0;
-    }
+// Writes half a panel: 16 outputs, whose weights begin at `rows`; those from `exist` on are zeros.
+void pack_half(const bf16* rows, int64_t exist, int64_t inputs, Pair* out) {
+  const int pairs = int(inputs / 2);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(pairs));
+  const __mmask16 mask = exist >= 16 ? 0xffff : exist <= 0 ? 0 : __mmask16((1u << exist) - 1);
+  for (int k = 0; k < pairs; ++k) {
+    const __m512i column = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets,
+                                                       rows + 2 * k, sizeof(Pair));
+    _mm512_storeu_si512(out + int64_t(k) * kPanel, column);
   }
 }
 
@@ -35,30 +34,21 @@ int windrose_supported() {
 
 // out: ceil(outputs / 32) panels of `inputs` * 32 bf16. `inputs` is even.
 void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t inputs) {
-  const int64_t panels = (outputs + kPanel - 1) / kPanel;
-  for (int64_t p = 0; p < panels; ++p) {
-    pack_panel(
-        [&](int o) {
-          const int64_t row = p * kPanel + o;
-          return row < outputs ? weight + row * inputs : nullptr;
-        },
-        inputs, out + p * kPanel * inputs);
+  for (int64_t first = 0; first < outputs; first += kPanel) {
+    Pair* panel = reinterpret_cast<Pair*>(out + first * inputs);
+    for (int64_t half = 0; half < kPanel; half += 16) {
+      pack_half(weight + (first + half) * inputs, outputs - first - half, inputs, panel + half);
+    }
   }
 }
 
 // Two matrices of the same shape in turns of 16 outputs: a panel is 16 of w1 and the same of w3.
 void windrose_pack_pair(const bf16* w1, const bf16* w3, bf16* out, int64_t outputs,
                         int64_t inputs) {
-  constexpr int kHalf = kPanel / 2;
-  const int64_t panels = (outputs + kHalf - 1) / kHalf;
-  for (int64_t p = 0; p < panels; ++p) {
-    pack_panel(
-        [&](int o) {
-          const int64_t row = p * kHalf + o % kHalf;
-          if (row >= outputs) return static_cast<const bf16*>(nullptr);
-          return (o < kHalf ? w1 : w3) + row * inputs;
-        },
-        inputs, out + p * kPanel * inputs);
+  for (int64_t first = 0; first < outputs; first += 16) {
+    Pair* panel = reinterpret_cast<Pair*>(out + 2 * first * inputs);
+    pack_half(w1 + first * inputs, outputs - first, inputs, panel);
+    pack_half(w3 + first * inputs, outputs - first, inputs, panel + 16);
   }
 }
 

@@ -44,6 +44,7 @@ def test_defaults(directory: Path) -> None:
     assert plan.limits.max_num_seqs == 64
     assert plan.limits.max_num_batched_tokens == 512
     assert plan.limits.block_size == 16
+    assert plan.limits.enable_prefix_caching
     assert set(plan.limits.eos_token_ids) == {2, 7}
     assert plan.kv_cache_bytes == 1 << 30
     # 1 GiB holds far more than 64 sequences of 1000 tokens can use.
@@ -62,12 +63,14 @@ def test_settings_are_taken_over(directory: Path) -> None:
         max_num_seqs=5,
         max_num_batched_tokens=33,
         block_size=8,
+        enable_prefix_caching=False,
         threads_per_actor=3,
         kv_cache_memory_bytes=TOKEN_BYTES // 2 * 8 * 20 + 1,
     )
     limits = plan.limits
     assert (limits.max_model_len, limits.max_num_seqs) == (100, 5)
     assert (limits.max_num_batched_tokens, limits.block_size) == (33, 8)
+    assert not limits.enable_prefix_caching
     assert (plan.torch_dtype, plan.threads) == (torch.bfloat16, 3)
     assert plan.num_blocks(CPU) == 20
     ranks = plan.ranks(3)

@@ -20,9 +20,15 @@ def make_scheduler(
     max_num_batched_tokens: int = 32,
     max_model_len: int = 64,
     block_size: int = 4,
+    enable_prefix_caching: bool = False,  # test_prefix_cache.py is about what is shared
 ) -> Scheduler:
     limits = SchedulerLimits(
-        max_num_seqs, max_num_batched_tokens, max_model_len, block_size, frozenset({EOS})
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len,
+        block_size,
+        frozenset({EOS}),
+        enable_prefix_caching,
     )
     return Scheduler(limits, BlockPool(num_blocks))
 
@@ -365,8 +371,9 @@ def test_limits_and_pool_that_cannot_work_are_refused() -> None:
         make_scheduler(num_blocks=15)
     make_scheduler(num_blocks=16)
     for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):
+        sizes: dict[str, Any] = {name: 0}
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            make_scheduler(**{name: 0})
+            make_scheduler(**sizes)
 
 
 def test_requests_that_cannot_be_served_are_refused() -> None:

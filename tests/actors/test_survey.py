@@ -35,6 +35,8 @@ APART = [
         num_waiting=2,
         kv_cache_usage=0.25,
         num_preemptions=3,
+        prefix_cache_queries=70,
+        prefix_cache_hits=48,
         num_rows=9,
         num_steps=5,
     ),
@@ -173,6 +175,8 @@ def test_metrics_of_all_actors() -> None:
         ("windrose_kv_cache_usage_perc", 0, 0.25),
         ("windrose_placement_version", 1, 5),
         ("windrose_num_preemptions_total", 0, 3),
+        ("windrose_prefix_cache_queries_total", 0, 70),
+        ("windrose_prefix_cache_hits_total", 0, 48),
         ("windrose_engine_steps_total", 0, 5),
         ("windrose_engine_rows_total", 0, 9),
         ("windrose_num_requests_running", 1, 0),
@@ -192,7 +196,7 @@ def test_metrics_of_all_actors() -> None:
     }  # fmt: skip
     # Attention actors have no expert actor's series, nor the reverse.
     ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
-    assert not any("engine" in name and rank in "23" for name, rank in ranks)
+    assert not any(("engine" in name or "prefix" in name) and rank in "23" for name, rank in ranks)
     assert not any("expert_actor" in name and rank in "01" for name, rank in ranks)
 
 

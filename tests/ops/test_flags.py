@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "max_num_batched_tokens": ("--max-num-batched-tokens", "6", 6),
     "kv_cache_memory_bytes": ("--kv-cache-memory-bytes", "7000000", 7_000_000),
     "block_size": ("--block-size", "32", 32),
+    "enable_prefix_caching": ("--enable-prefix-caching", "false", False),
     "host": ("--host", "0.0.0.0", "0.0.0.0"),
     "port": ("--port", "9000", 9000),
     "ingress_replicas": ("--ingress-replicas", "8", 8),

@@ -1,0 +1,260 @@
+"""A scheduler over a fake model that sees tokens only through the blocks it was told to use.
+
+The oracle is the fake model run alone on plain lists. A row in the wrong place, a block with
+two owners, a token computed twice or not at all: each changes what the model reads, and so
+what the request answers. Which cached prefix a sequence gets is told by `ShadowCache`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from actors.messages import GenerateRequest, TokenEvent
+from actors.scheduler import (
+    RunningSequence,
+    ScheduledChunk,
+    Scheduler,
+    SchedulerLimits,
+    StepPlan,
+)
+from model.block_pool import BlockPool
+from model.sampling_params import SamplingParams, TokenLogprobs
+from tests.actors.shadow_cache import ShadowCache
+
+VOCAB, EOS = 13, 0
+Answer = tuple[list[int], str, int | None]
+
+
+def next_token(tokens: Sequence[int], seed: int) -> int:
+    return (sum((i + 3) * (t + 1) for i, t in enumerate(tokens)) * 7 + seed) % VOCAB
+
+
+def alone(request: GenerateRequest, max_model_len: int) -> Answer:
+    """What the request answers with the machine to itself."""
+    params, outputs = request.params, [*request.output_token_ids]
+    while True:
+        token = next_token([*request.prompt_token_ids, *outputs], params.seed)
+        outputs.append(token)
+        if token == EOS and not params.ignore_eos:
+            return outputs, "stop", None
+        if token in params.stop_token_ids:
+            return outputs, "stop", token
+        if len(outputs) == params.max_tokens:
+            return outputs, "length", None
+        if len(request.prompt_token_ids) + len(outputs) == max_model_len:
+            return outputs, "length", None
+
+
+class Simulation:
+    """A scheduler, a fake KV cache, and a record of what every client got."""
+
+    def __init__(self, limits: SchedulerLimits, num_blocks: int) -> None:
+        self.limits = limits
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(limits, self.pool)
+        self.cache = ShadowCache(num_blocks, limits.block_size, shares=limits.enable_prefix_caching)
+        self.requests: dict[str, GenerateRequest] = {}  # live, in order of arrival
+        self.answers: dict[str, Answer] = {}
+        self.got: dict[str, list[int]] = {}
+        self.computed: dict[str, int] = {}  # rows of those that run whose KV is in place
+        self.cached: dict[str, int] = {}  # tokens the live requests were first admitted with
+        self.past_prefill: set[str] = set()
+        self.first_tokens: list[int] = []  # arrivals, in order of first token since joining
+        self.joined: dict[str, int] = {}
+        self.num_joined = self.num_mixed = self.num_cut = self.num_aborted = self.num_failed = 0
+        self.num_queried = self.num_hits = 0
+
+    def add(self, request: GenerateRequest) -> None:
+        if request.request_id not in self.answers:
+            self.answers[request.request_id] = alone(request, self.limits.max_model_len)
+            self.got[request.request_id] = []
+        self.requests[request.request_id] = request
+        self.joined[request.request_id] = self.num_joined
+        self.num_joined += 1
+        assert self.scheduler.add(request) == []
+
+    def abort(self, request_id: str) -> None:
+        assert self.scheduler.abort(request_id)
+        assert not self.scheduler.abort(request_id)
+        self._forget(request_id)
+        self.num_aborted += 1
+
+    def _forget(self, request_id: str) -> None:
+        del self.requests[request_id], self.joined[request_id]
+        self.computed.pop(request_id, None)
+        self.cached.pop(request_id, None)
+        self.past_prefill.discard(request_id)
+
+    def resubmit(self, request_id: str) -> None:
+        """As after the death of an attention actor: the client's tokens come along."""
+        request = self.requests[request_id]
+        self.abort(request_id)
+        self.num_aborted -= 1  # it goes on
+        self.add(dataclasses.replace(request, output_token_ids=tuple(self.got[request_id])))
+
+    def reset(self) -> None:
+        self.scheduler.reset_computed()
+        self.computed.clear()
+        self.past_prefill.clear()
+        self.cache.wipe()
+        assert self.scheduler.num_running == 0 and self.pool.num_free == self.pool.num_blocks
+        self.scheduler.check_integrity()
+
+    def step(self, abort_in_flight: Sequence[str] = (), fail_in_flight: int = 0) -> None:
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        self._check(plan)
+        tokens = self._forward(plan)
+        for request_id in abort_in_flight:
+            self.abort(request_id)
+            self.scheduler.check_integrity()
+        for chunk in chunks_of(plan):  # nobody else may get what the forward pass writes
+            blocks = len(chunk.sequence.block_ids)
+            assert blocks * self.limits.block_size >= chunk.start + chunk.num_tokens
+        if fail_in_flight:
+            self._fail(plan.sampling_chunks()[-fail_in_flight:])
+        for chunk in chunks_of(plan):
+            if not chunk.sequence.failed:
+                self.cache.finish(chunk.sequence, chunk.start, chunk.start + chunk.num_tokens)
+        events = self.scheduler.finish_step(plan, tokens)
+        self.scheduler.check_integrity()
+        self._take(plan, events)
+
+    def _fail(self, chunks: Sequence[ScheduledChunk]) -> None:
+        """As when the model gives them no finite logits."""
+        bad = [chunk.sequence for chunk in chunks]
+        theirs = {block_id for one in bad for block_id in one.block_ids}
+        others = [one for one in self.scheduler._running if one not in bad]
+        cleared = self.scheduler.fail(bad)
+        assert sorted(cleared) == sorted(theirs.difference(*(one.block_ids for one in others)))
+        self.cache.forget(theirs)
+        self.cache.clear(cleared)
+        for one in bad:
+            if one.request_id in self.requests:
+                self._forget(one.request_id)
+                self.num_failed += 1
+
+    def drain(self) -> None:
+        # Each step runs a row of the oldest request, and nobody preempts that one.
+        bound = 1 + self.limits.max_model_len * len(self.requests)
+        while self.requests:
+            bound -= 1
+            assert bound > 0, "no progress"
+            self.step()
+        assert not self.scheduler.has_work
+        assert self.pool.num_free == self.pool.num_blocks
+        prefixes = self.scheduler.prefixes
+        assert (prefixes.num_queried_tokens, prefixes.num_hit_tokens) == (
+            self.num_queried,
+            self.num_hits,
+        )
+
+    def _check(self, plan: StepPlan) -> None:
+        chunks = chunks_of(plan)
+        ids = [c.sequence.request_id for c in chunks]
+        assert plan.num_rows == sum(c.num_tokens for c in chunks)
+        assert plan.num_rows <= self.limits.max_num_batched_tokens
+        assert bool(plan) == bool(self.requests) == self.scheduler.has_work
+        assert len(set(ids)) == len(ids) <= self.limits.max_num_seqs
+        assert set(ids) <= set(self.requests)
+        # Every decode has its row, unless it gave way to an older one.
+        decodes = [c.sequence.request_id for c in plan.decodes]
+        assert set(decodes) | (set(plan.preempted) & self.past_prefill) == self.past_prefill
+        assert not set(plan.preempted) & set(ids)
+        for victim in plan.preempted:
+            assert all(self.joined[victim] > self.joined[request_id] for request_id in ids)
+            del self.computed[victim]
+            self.past_prefill.discard(victim)
+        for chunk in plan.decodes:
+            assert chunk.num_tokens == 1 and chunk.samples
+        if self.requests:
+            assert min(self.requests, key=lambda r: self.joined[r]) in ids, "the oldest waits"
+        self.num_mixed += bool(plan.decodes and plan.prefills)
+        self.num_cut += sum(not c.samples for c in plan.prefills)
+
+    def _admit(self, sequence: RunningSequence) -> None:
+        """What it begins with must be the longest prefix known at this moment."""
+        want = self.cache.longest(sequence.token_ids)
+        assert sequence.block_ids[: len(want)] == want
+        start = self.computed[sequence.request_id] = len(want) * self.limits.block_size
+        if sequence.request_id not in self.cached:
+            self.cached[sequence.request_id] = start
+            if self.limits.enable_prefix_caching:
+                self.num_queried += len(sequence.token_ids)
+                self.num_hits += start
+
+    def _forward(self, plan: StepPlan) -> list[tuple[int, TokenLogprobs | None]]:
+        written = set[int]()
+        for chunk in chunks_of(plan):
+            sequence, request_id = chunk.sequence, chunk.sequence.request_id
+            if request_id not in self.computed:
+                self._admit(sequence)
+            assert chunk.start == self.computed[request_id], "rows left out or repeated"
+            end = self.computed[request_id] = chunk.start + chunk.num_tokens
+            self.cache.allocate(sequence, chunk.start, end)
+            slots = self.cache.write(sequence, chunk.start, end)
+            assert not slots & written
+            written |= slots
+            filled = {slot // self.limits.block_size for slot in slots}
+            for other in self.scheduler._running:
+                assert other is sequence or not filled & set(other.block_ids)
+        tokens: list[tuple[int, TokenLogprobs | None]] = []
+        for chunk in plan.decodes + plan.prefills:
+            read = self.cache.read(chunk.sequence, chunk.start + chunk.num_tokens)
+            if chunk.samples:
+                tokens.append((next_token(read, chunk.sequence.request.params.seed), None))
+        return tokens
+
+    def _take(self, plan: StepPlan, events: list[TokenEvent]) -> None:
+        sampling = [c.sequence.request_id for c in plan.decodes + plan.prefills if c.samples]
+        assert [e.request_id for e in events] == [r for r in sampling if r in self.requests]
+        for event in events:
+            request_id = event.request_id
+            if request_id not in self.past_prefill and not self.got[request_id]:
+                self.first_tokens.append(self.joined[request_id])
+            self.past_prefill.add(request_id)
+            first = len(self.got[request_id]) == len(self.requests[request_id].output_token_ids)
+            assert event.num_cached_tokens == (self.cached[request_id] if first else 0)
+            self.got[request_id] += event.token_ids
+            outputs, reason, stop_token_id = self.answers[request_id]
+            if event.finish_reason is None:
+                assert event.stop_token_id is None
+                assert self.got[request_id] == outputs[: len(self.got[request_id])]
+                assert len(self.got[request_id]) < len(outputs)
+            else:
+                assert self.got[request_id] == outputs
+                assert (event.finish_reason, event.stop_token_id) == (reason, stop_token_id)
+                self._forget(request_id)
+        assert self.first_tokens == sorted(self.first_tokens), "someone was overtaken"
+
+
+def chunks_of(plan: StepPlan) -> list[ScheduledChunk]:
+    return plan.decodes + plan.prefills
+
+
+def make_limits(
+    seqs: int, budget: int, model_len: int, block_size: int, caching: bool
+) -> SchedulerLimits:
+    return SchedulerLimits(seqs, budget, model_len, block_size, frozenset({EOS}), caching)
+
+
+def random_request(rng: random.Random, request_id: str, max_model_len: int) -> GenerateRequest:
+    """Half of the prompts begin as others do, for a while or to their end."""
+    length = rng.randint(1, max_model_len - 1)
+    known = random.Random(rng.randrange(3))
+    num_known = rng.choice([0, rng.randint(0, length), length])
+    prompt = [known.randrange(1, VOCAB) for _ in range(num_known)]
+    prompt += [rng.randrange(1, VOCAB) for _ in range(length - num_known)]
+    return GenerateRequest(
+        request_id=request_id,
+        ingress_id="ingress",
+        prompt_token_ids=tuple(prompt),
+        params=SamplingParams(
+            max_tokens=rng.randint(1, max_model_len),
+            seed=rng.randrange(1000),
+            ignore_eos=rng.random() < 0.6,
+            stop_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 0, 1, 2]))),
+        ),
+    )
