@@ -14,7 +14,13 @@ from dataclasses import replace
 import torch
 
 from actors.actor_stats import ActorStats
-from actors.engine_build import BuiltEngine, all_experts, build_engine, exact_dispatcher
+from actors.engine_build import (
+    LOAD_WORKERS,
+    BuiltEngine,
+    all_experts,
+    build_engine,
+    exact_dispatcher,
+)
 from actors.epochs import Epoch, Epochs
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
@@ -24,6 +30,7 @@ from model.checkpoint import Checkpoint
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import LoopEnd
+from model.host_memory import give_back_freed
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement
 from model.weights import attention_keys, expert_keys
@@ -66,11 +73,14 @@ class AttentionRank:
         self._weights_bytes = weights.num_bytes
         dispatcher: LocalDispatcher | ExactDispatcher
         if held:
-            shard = load_experts(checkpoint, plan.model, held, dtype, device, self._progress)
+            shard = load_experts(
+                checkpoint, plan.model, held, dtype, device, self._progress, workers=LOAD_WORKERS
+            )
             self._weights_bytes += shard.num_bytes
             dispatcher = LocalDispatcher(shard)
         else:
             dispatcher = self._dispatcher = exact_dispatcher(plan, device)
+        give_back_freed()
         self._built = build_engine(plan, weights, dispatcher, device)
         self._step_loop = StepLoop(self._built.engine, None, self._emit)
 

@@ -17,9 +17,12 @@ from model.exact_dispatch import ExactDispatcher
 from model.expert_load import ExpertLoad
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
+from model.host_memory import give_back_freed
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
 from model.rope import Rope
+
+LOAD_WORKERS = 2  # experts read at once where all are: one is packed while another is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ def colocated_engine(
     """Read the whole model into this process and build its engine: topology (1, 0)."""
     checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
     weights = load_decoder(checkpoint, plan.model, dtype, device, on_read)
-    shard = load_experts(checkpoint, plan.model, all_experts(plan), dtype, device, on_read)
+    held = all_experts(plan)
+    shard = load_experts(checkpoint, plan.model, held, dtype, device, on_read, workers=LOAD_WORKERS)
+    give_back_freed()
     return build_engine(plan, weights, LocalDispatcher(shard), device)
 
 

@@ -20,6 +20,7 @@ from model.checkpoint import Checkpoint
 from model.exchange import LoopEnd
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
+from model.host_memory import give_back_freed
 from model.loading import load_experts
 from model.weights import expert_keys
 
@@ -87,6 +88,7 @@ class ExpertRank:
             self._shard.add(one)
             if pair not in self._wanted:
                 self._shard.remove([pair])
+        give_back_freed()
 
     def run(self, epochs: Epochs) -> None:
         """Serve until told to stop."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from model.config import ModelConfig
+from model.host_memory import zeros
 
 
 class KVCache:
@@ -31,11 +32,8 @@ class KVCache:
         self.block_size = block_size
         slots = num_blocks * block_size
         # Zeros, not empty: a padded read weighs stale slots by 0, and 0 * NaN is NaN.
-        self._kv_LSJd = torch.zeros(
-            (config.num_layers, slots, 2 * config.num_kv_heads, config.head_dim),
-            dtype=dtype,
-            device=device,
-        )
+        shape = (config.num_layers, slots, 2 * config.num_kv_heads, config.head_dim)
+        self._kv_LSJd = zeros(shape, dtype, device)
 
     @property
     def num_bytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -15,7 +16,7 @@ from model.attention import Attention
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, DecoderWeights
-from model.experts import ExpertShard, make_expert
+from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
@@ -89,15 +90,28 @@ def load_experts(
     dtype: torch.dtype,
     device: torch.device,
     on_read: OnRead | None = None,
+    *,
+    workers: int = 1,
 ) -> ExpertShard:
-    """Read the (layer, expert) pairs that one rank holds.
+    """Read the (layer, expert) pairs that one rank holds, `workers` of them at once.
+
+    Reading and packing both leave the interpreter to other threads. `on_read` is called by the
+    thread that calls this, after each expert.
 
     Raises:
         CheckpointError: names the file and key at fault.
     """
-    read = _Reader(checkpoint, dtype, device, on_read)
+
+    def load(pair: tuple[int, int]) -> tuple[tuple[int, int], Expert | PackedExpert, list[int]]:
+        read_bytes: list[int] = []
+        read = _Reader(checkpoint, dtype, device, read_bytes.append)
+        w1, w3, w2 = expert_keys(config, *pair)
+        return pair, make_expert(read(w1), read(w3), read(w2)), read_bytes
+
     experts = {}
-    for layer, expert in held:
-        w1, w3, w2 = expert_keys(config, layer, expert)
-        experts[layer, expert] = make_expert(read(w1), read(w3), read(w2))
+    with ThreadPoolExecutor(workers) as threads:
+        for pair, expert, read_bytes in threads.map(load, held):
+            experts[pair] = expert
+            if on_read is not None:
+                on_read(sum(read_bytes))
     return ExpertShard(experts)
