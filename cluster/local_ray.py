@@ -46,6 +46,8 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
         "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": str(max(1.0, shutdown_timeout_s)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's own default of 15 leaves actors what any other process of the machine lets them.
+        "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
