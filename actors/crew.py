@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
-from actors.expert import Pair
 from actors.patience import within
 from actors.recovery import describe, retry_delay_s
 from actors.spawn import Kind, Member, Spawner
+from model.placement import Pair
 
 _SPARE_LIFE_S = 10.0  # one that lives for less is not replaced any sooner
 

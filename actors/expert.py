@@ -22,9 +22,8 @@ from model.expert_server import ExpertServer
 from model.experts import ExpertShard
 from model.host_memory import give_back_freed
 from model.loading import load_experts
+from model.placement import Pair
 from model.weights import expert_keys
-
-Pair = tuple[int, int]  # (layer, expert)
 
 
 class ExpertRank:

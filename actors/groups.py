@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch.distributed import TCPStore
+from typing import TYPE_CHECKING
 
 from actors.patience import all_of
-from actors.process_group import Rendezvous, host_store
+from actors.rendezvous import Rendezvous, host_store
 from actors.spawn import Member
 from model.placement import ExpertPlacement
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 
 class Groups:

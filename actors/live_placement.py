@@ -18,7 +18,6 @@ from ray.exceptions import RayError
 
 from actors.balancer import decide
 from actors.crew import Crew
-from actors.expert import Pair
 from actors.groups import Groups
 from actors.patience import all_of, forget
 from actors.placement_change import Load, difference, drop, move, replicate, spread
@@ -35,7 +34,7 @@ from actors.placement_messages import (
 from actors.recovery import describe, in_force
 from actors.spawn import Member
 from configs.schema import WindroseConfig
-from model.placement import ExpertPlacement
+from model.placement import ExpertPlacement, Pair
 
 logger = logging.getLogger(__name__)
 

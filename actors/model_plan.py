@@ -6,15 +6,18 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from actors.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
-from model.exchange import Ranks
-from model.kv_cache import block_bytes
+from model.kv_size import block_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.exchange import Ranks
 
 _DEFAULT_CPU_CACHE_BYTES = 1 << 30
 _DEFAULT_GPU_CACHE_SHARE = 0.8  # of what the weights leave of the GPU
@@ -39,6 +42,8 @@ class ModelPlan:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The compute dtype as torch names it."""
+        import torch  # not at the top: who only plans does without it, 1.4 s and 170 MB
+
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -49,6 +54,8 @@ class ModelPlan:
 
     def ranks(self, own: int) -> Ranks:
         """All ranks, as the actor of rank `own` sees them."""
+        from model.exchange import Ranks
+
         return Ranks.of(self.num_attention, self.num_expert, own)
 
     def num_blocks(self, device: torch.device) -> int:
@@ -56,9 +63,11 @@ class ModelPlan:
         limits = self.limits
         cache_bytes = self.kv_cache_bytes
         if cache_bytes is None:
+            import torch
+
             free_bytes, _ = torch.cuda.mem_get_info(device)
             cache_bytes = int(free_bytes * _DEFAULT_GPU_CACHE_SHARE)
-        per_block = block_bytes(self.model, limits.block_size, self.torch_dtype)
+        per_block = block_bytes(self.model, limits.block_size, self.dtype)
         usable = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
         return min(cache_bytes // per_block, usable)
 
@@ -133,7 +142,7 @@ def _max_model_len(
         raise ValueError(f"max_model_len is {config.max_model_len}; the model knows {longest}")
     if cache_bytes is None:
         return config.max_model_len or longest
-    per_block = block_bytes(model, config.block_size, getattr(torch, dtype))
+    per_block = block_bytes(model, config.block_size, dtype)
     capacity = cache_bytes // per_block * config.block_size
     wanted = config.max_model_len or max(1, min(longest, capacity))
     if wanted > capacity:

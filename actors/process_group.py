@@ -6,7 +6,6 @@ ones (a new epoch) when a rank is replaced. DESIGN words: control group, data gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,24 +13,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from actors.rendezvous import Rendezvous
 from model.exchange import Exchange, PointToPoint, Ranks
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """Where the ranks of one epoch meet: the store's address, and how long they may take."""
-
-    host: str
-    port: int
-    epoch: int
-    timeout_s: float
-
-
-def host_store(host: str, timeout_s: float) -> TCPStore:
-    """Open the store in this process, on a free port of `host`; the router keeps it alive."""
-    return TCPStore(
-        host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
-    )
 
 
 def join(

@@ -25,14 +25,14 @@ from actors.messages import GenerateRequest, StepEvents
 from actors.patience import in_daemon_thread
 from actors.priority import hurry, step_back
 from actors.progress import Progress
-from model.placement import ExpertPlacement
+from model.placement import ExpertPlacement, Pair
 
 if TYPE_CHECKING:
     from actors.attention import AttentionRank
-    from actors.expert import ExpertRank, Pair
+    from actors.expert import ExpertRank
     from actors.model_plan import ModelPlan
-    from actors.process_group import Rendezvous
     from actors.rank_life import RankLife
+    from actors.rendezvous import Rendezvous
 
 _STOP_TIMEOUT_S = 10.0
 

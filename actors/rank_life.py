@@ -12,7 +12,8 @@ import torch
 from actors.actor_stats import Phase
 from actors.epochs import Epoch, Epochs
 from actors.patience import in_daemon_thread
-from actors.process_group import Rendezvous, join
+from actors.process_group import join
+from actors.rendezvous import Rendezvous
 from model.exchange import Ranks
 from model.placement import ExpertPlacement
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ray import serve
 from ray.util import get_current_placement_group
 
+from actors import rendezvous
 from actors.live_placement import Outcome
 from actors.messages import GenerateRequest
 from actors.model_plan import plan_model
@@ -34,6 +35,8 @@ class Router:
         plan = plan_model(config, device)
         group = get_current_placement_group()
         assert group is not None, "the router's deployment reserves its actors' resources"
+        if plan.num_expert:
+            rendezvous.prepare()  # while the actors start
         name = uuid.uuid4().hex[:8]
         self._pipeline = Pipeline(name, config, plan, group, serve.get_replica_context().app_name)
         await self._pipeline.start()

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from model.shards import CheckpointError, TensorEntry, read_header, read_shards
 from model.weights import HEAD_KEY, expected_shapes
+
+if TYPE_CHECKING:
+    import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 OnRead = Callable[[int], None]  # is told the bytes of each tensor once it is read
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # torch's names
 _COMPUTED_KEY = ".rotary_emb.inv_freq"  # a constant that old checkpoints carry along
 _MAX_LISTED = 10
 
@@ -87,6 +89,8 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, not float32, bfloat16 or float16, or a file cut short.
         """
+        import torch  # not at the top: checking a checkpoint's headers does without it
+
         entry = self._entry(key)
         if entry.dtype not in _DTYPES:
             raise CheckpointError(_wrong_dtype(key, entry))
@@ -104,7 +108,7 @@ class Checkpoint:
             raise CheckpointError(f"{entry.file}: {key} cannot be read: {error}") from error
         if on_read is not None:
             on_read(entry.size_bytes)
-        return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+        return data.view(getattr(torch, _DTYPES[entry.dtype])).reshape(entry.shape)
 
     def read_each(
         self, keys: Iterable[str], on_read: OnRead | None = None

@@ -64,9 +64,3 @@ class KVCache:
 
     def _blocks(self, one_layer_SJd: torch.Tensor) -> torch.Tensor:
         return one_layer_SJd.view(self.num_blocks, -1)
-
-
-def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes one block takes over all layers, keys and values."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return per_token * block_size * dtype.itemsize

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+Pair = tuple[int, int]  # (layer, expert)
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlacement:

@@ -16,7 +16,7 @@ from actors.messages import GenerateRequest, TokenEvent
 from actors.model_plan import ModelPlan, plan_model
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
-from model.kv_cache import block_bytes
+from model.kv_size import block_bytes
 from model.sampling_params import SamplingParams
 
 # Single tokens, block and chunk sizes and their neighbours, and prompts many chunks long.
@@ -67,8 +67,8 @@ def tiny_plan(directory: Path, *, num_blocks: int | None = None, **settings: Any
     settings.setdefault("max_model_len", MAX_MODEL_LEN)
     settings.setdefault("block_size", 4)
     settings.setdefault("dtype", "float32")
-    dtype = getattr(torch, settings["dtype"])
-    per_block = block_bytes(ModelConfig.from_dir(directory), settings["block_size"], dtype)
+    shape = ModelConfig.from_dir(directory)
+    per_block = block_bytes(shape, settings["block_size"], settings["dtype"])
     config = WindroseConfig(
         model=str(directory),
         kv_cache_memory_bytes=per_block * (num_blocks or 4096),

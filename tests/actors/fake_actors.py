@@ -16,9 +16,9 @@ from typing import Any, cast
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.actor_stats import ActorIdentity, ActorStats, Phase
-from actors.expert import Pair
 from actors.patience import forget
-from actors.process_group import Rendezvous
+from actors.rendezvous import Rendezvous
+from model.placement import Pair
 from tests.actors.fake_epochs import FakeEpoch, FakeLoop
 
 HELD = "held"  # as a mode: calls wait until the test releases or fails them

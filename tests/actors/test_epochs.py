@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from actors.epochs import Epoch, Epochs
-from actors.process_group import Rendezvous, host_store, join
+from actors.process_group import join
+from actors.rendezvous import Rendezvous, host_store
 from model.exchange import Exchange, LoopEnd, PeerLost, Ranks, all_move
 from model.placement import ExpertPlacement
 

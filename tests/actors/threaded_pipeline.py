@@ -14,7 +14,8 @@ from actors.engine import Engine
 from actors.engine_build import all_experts, build_engine, exact_dispatcher, expert_server
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.model_plan import ModelPlan
-from actors.process_group import Rendezvous, host_store, join
+from actors.process_group import join
+from actors.rendezvous import Rendezvous, host_store
 from actors.step_loop import StepLoop
 from model.checkpoint import Checkpoint
 from model.dispatch import Dispatcher, LocalDispatcher

@@ -10,11 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
-from model.kv_cache import block_bytes
+from model.kv_size import block_bytes
 from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
@@ -65,7 +64,7 @@ def small_config(checkpoint: Path, attention: int, experts: int) -> WindroseConf
         max_num_seqs=16,
         max_num_batched_tokens=24,
         peer_timeout_s=60.0,
-        kv_cache_memory_bytes=40 * block_bytes(shape, BLOCK_SIZE, torch.float32),
+        kv_cache_memory_bytes=40 * block_bytes(shape, BLOCK_SIZE, "float32"),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from actors.process_group import Rendezvous, join
+from actors.process_group import join
+from actors.rendezvous import Rendezvous
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange, Ranks

@@ -12,7 +12,8 @@ import torch
 
 from model.attention import Attention, StepContext, decode_mask, prefill_mask
 from model.config import ModelConfig
-from model.kv_cache import KVCache, block_bytes
+from model.kv_cache import KVCache
+from model.kv_size import block_bytes
 from model.rope import Rope
 from model.step_batch import Chunk, StepBatch, build_batch
 
@@ -252,10 +253,10 @@ def test_a_step_writes_its_own_slots_only() -> None:
             assert not torch.equal(old[0, sorted(mine)], new[0, sorted(mine)])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_cache_takes_the_bytes_it_is_said_to(dtype: torch.dtype) -> None:
-    config = config_of(SHAPES[2])
-    per_block = block_bytes(config, 16, dtype)
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+def test_the_cache_takes_the_bytes_it_is_said_to(name: str) -> None:
+    config, dtype = config_of(SHAPES[2]), getattr(torch, name)
+    per_block = block_bytes(config, 16, name)
     assert per_block == 2 * LAYERS * 16 * 1 * 16 * dtype.itemsize
     assert KVCache(config, 7, 16, dtype, CPU).num_bytes == 7 * per_block
 
