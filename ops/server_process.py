@@ -18,6 +18,7 @@ from ops.client import ServerError
 
 START_TIMEOUT_S = 900.0  # a large checkpoint from a slow disk
 STOP_TIMEOUT_S = 120.0  # four times what accepted requests get by default
+_KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 1.0
 _STDERR_FD = 2
@@ -129,7 +130,7 @@ class ServerProcess:
         named = tuple(f"process {process.pid} ({_name(process)})" for process in left)
         for process in left:
             process.kill()
-        psutil.wait_procs(left)
+        psutil.wait_procs(left, timeout=_KILL_TIMEOUT_S)
         self._process.wait()
         return Ended(exit_s, status, named)
 

@@ -45,6 +45,10 @@ class Burst:
         """Time to first token of every stream that has one."""
         return [stream[0].time_s for stream in self.streams if stream]
 
+    def last_token_s(self) -> list[float]:
+        """Time to the last token of every stream that has one."""
+        return [stream[-1].time_s for stream in self.streams if stream]
+
     def gaps_s(self) -> list[float]:
         """Times between successive arrivals within a stream, all streams together.
 

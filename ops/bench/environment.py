@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("windrose", "torch", "transformers", "ray")
@@ -35,7 +34,7 @@ def hardware() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": _gpu_name(),
     }
 
 
@@ -59,6 +58,12 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _gpu_name() -> str | None:
+    import torch  # not at the top: benchmarks of a server have no use for it before their end
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _cpu_name() -> str:

@@ -1,9 +1,14 @@
-"""What a decode step cannot beat: the bytes of the weights it reads, at the machine's bandwidth."""
+"""What a step cannot beat: the weights it reads and the products it computes, as this machine can.
+
+A decode step reads weights, so memory bandwidth bounds it; a prompt multiplies by them, so the
+rate of matrix products does.
+"""
 
 from __future__ import annotations
 
 import math
 from time import perf_counter
+from typing import Protocol
 
 import torch
 
@@ -15,6 +20,13 @@ BANDWIDTH_METHOD = (
 )
 _BUFFER_BYTES = 512 * 2**20  # far beyond any cache
 _PASSES = 5
+
+MATMUL_METHOD = (
+    "best torch.matmul of square matrices of 1024, 2048 and 4096 in the model's dtype, "
+    "in as many threads as the model"
+)
+_SIZES = (1024, 2048, 4096)
+_SIZE_S = 0.25  # each size is repeated for so long
 
 
 def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype) -> int:
@@ -35,21 +47,115 @@ def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype) -> int
     return numbers * dtype.itemsize
 
 
-class ReadBandwidth:
-    """Measures how fast this process can read memory, in as many threads as torch has now.
+def prompt_flops(config: ModelConfig, tokens: int) -> int:
+    """Multiplications and additions that one prompt needs up to its first output token.
 
-    Integer sums, since they cost next to nothing beside the reading; the best pass, so that
-    what disturbs the machine does not lower the floor that others are held against.
+    Twice the parameters of every product with a weight: q, k, v, o, gate and top_k experts for
+    each token, the head for the last. Attention: scores and values over all earlier tokens in
+    the window and the token itself. Norms, softmax and the rest are left out.
     """
+    hidden, q_width = config.hidden_size, config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    layer = (
+        2 * hidden * (q_width + kv_width)
+        + config.num_experts * hidden
+        + config.top_k * 3 * hidden * config.intermediate_size
+    )
+    window = min(config.sliding_window or tokens, tokens)
+    pairs = window * (window + 1) // 2 + (tokens - window) * window
+    return (
+        2 * tokens * config.num_layers * layer
+        + 4 * pairs * config.num_layers * q_width
+        + 2 * config.vocab_size * hidden
+    )
 
-    def __init__(self) -> None:
+
+class Floor(Protocol):
+    """What bounds one figure: so much of a resource for so many tokens, and its rate here."""
+
+    figure: str  # the tokens per second that it bounds
+    rate_key: str  # of the measured rate in the results, in 10^9 a second
+    cost_key: str  # of the cost in the results
+    method: tuple[str, str]  # key and text in the config
+
+    def measure(self) -> float:
+        """The resource per second, as this process gets it now."""
+        ...
+
+    def cost(self, streams: int) -> int:
+        """What so many streams take of it."""
+        ...
+
+    def tokens(self, streams: int) -> int:
+        """The tokens that they get for it."""
+        ...
+
+
+class DecodeFloor:
+    """A step of all streams reads weights once and makes a token of each."""
+
+    figure = "decode_tok_s"
+    rate_key = "read_gb_s"
+    cost_key = "decode_step_bytes"
+    method = ("read_bandwidth", BANDWIDTH_METHOD)
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        self._config = config
+        self._dtype = dtype
         self._data = torch.ones(_BUFFER_BYTES // 8, dtype=torch.int64)
 
     def measure(self) -> float:
-        """Bytes per second."""
+        """Bytes per second, in as many threads as torch has now.
+
+        Integer sums, since they cost next to nothing beside the reading; the best pass, so that
+        what disturbs the machine does not lower the floor that others are held against.
+        """
         best_s = math.inf
         for _ in range(_PASSES):
             began_s = perf_counter()
             torch.sum(self._data)
             best_s = min(best_s, perf_counter() - began_s)
         return _BUFFER_BYTES / best_s
+
+    def cost(self, streams: int) -> int:
+        """Bytes of one step."""
+        return decode_step_bytes(self._config, streams, self._dtype)
+
+    def tokens(self, streams: int) -> int:
+        """One for each stream."""
+        return streams
+
+
+class PrefillFloor:
+    """A prompt of each stream is multiplied by the weights."""
+
+    figure = "prefill_tok_s"
+    rate_key = "matmul_gflop_s"
+    cost_key = "prompt_flops"
+    method = ("matmul_rate", MATMUL_METHOD)
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, prompt_tokens: int) -> None:
+        self._config = config
+        self._prompt_tokens = prompt_tokens
+        self._a, self._b = (torch.ones(_SIZES[-1] ** 2, dtype=dtype) for _ in range(2))
+
+    def measure(self) -> float:
+        """Operations per second, in as many threads as torch has now."""
+        return max(self._rate(size) for size in _SIZES)
+
+    def _rate(self, size: int) -> float:
+        a, b = (flat[: size * size].view(size, size) for flat in (self._a, self._b))
+        best_s, until_s = math.inf, perf_counter() + _SIZE_S
+        while best_s == math.inf or perf_counter() < until_s:
+            began_s = perf_counter()
+            torch.matmul(a, b)
+            best_s = min(best_s, perf_counter() - began_s)
+        return 2 * size**3 / best_s
+
+    def cost(self, streams: int) -> int:
+        """Operations of all prompts."""
+        return streams * prompt_flops(self._config, self._prompt_tokens)
+
+    def tokens(self, streams: int) -> int:
+        """All of the prompts."""
+        return streams * self._prompt_tokens

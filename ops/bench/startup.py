@@ -1,0 +1,143 @@
+"""From the start of a server to its first token, what it takes then, and how long it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.local_ray import free_ports
+from ops.bench.completions import Target
+from ops.bench.http_stream import Endpoint
+from ops.bench.report import Report, over_rounds, shown, table
+from ops.bench.sending import run_burst
+from ops.client import ServerError, connect, served_model
+from ops.server_process import ServerProcess
+
+# Text, which every server takes, and no field that is not OpenAI's.
+_PROMPT = "The quick brown fox"
+
+_HEADINGS = {
+    "healthy_s": "healthy s",
+    "first_token_s": "first token s",
+    "exit_s": "exit s",
+    "rss_bytes": "RSS GB",
+    "pss_bytes": "PSS GB",
+    "processes": "processes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StartupBench:
+    """One run: the words of a command with {port} in one of them, again and again."""
+
+    model: str
+    command: tuple[str, ...]
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One round. Times count from the start of the process, `exit_s` from SIGTERM."""
+
+    healthy_s: float
+    first_token_s: float
+    rss_bytes: int
+    pss_bytes: int
+    processes: int
+    exit_s: float | None
+    faults: tuple[str, ...]
+
+
+def bench_startup(bench: StartupBench) -> Report:
+    """Start, ask and stop the server in every round; progress goes to stderr.
+
+    A server that does not end with status 0, or leaves a process, counts as an error.
+
+    Raises:
+        ValueError: the command has no {port}.
+        OSError: there is no such program.
+        ServerError: the server does not start or does not answer.
+    """
+    starts = []
+    for index in range(bench.rounds):
+        start = start_once(bench.command)
+        starts.append(start)
+        print(
+            f"round {index + 1} of {bench.rounds}: healthy after {start.healthy_s:.3g} s, "
+            f"first token after {start.first_token_s:.3g} s, "
+            f"{start.pss_bytes / 1e9:.3g} GB, ended in {shown(start.exit_s)} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    result: dict[str, Any] = {
+        key: over_rounds([getattr(start, key) for start in starts]) for key in _HEADINGS
+    }
+    faults = [fault for start in starts for fault in start.faults]
+    result |= {"errors": len(faults), "error_messages": faults}
+    config = {
+        "model": Path(bench.model).resolve().name,
+        "command": without_paths(bench.command),
+        "rounds": bench.rounds,
+    }
+    return Report("startup", config, [result], _table(result))
+
+
+def start_once(command: Sequence[str]) -> Start:
+    """One server from start to end; see bench_startup."""
+    [port] = free_ports(1)
+    server = ServerProcess("the server", filled(command, port), port)
+    try:
+        healthy_s = server.wait_until_ready()
+        with connect(server.url) as client:
+            model = served_model(client)
+        target = Target(
+            Endpoint.of(server.url, "/v1/completions"), model, fields={}, needs_done=False
+        )
+        [first] = run_burst(target, [_PROMPT], 1)
+        if first.error is not None:
+            raise ServerError(f"its first answer: {first.error}")
+        memory = server.memory()
+    finally:
+        ended = server.stop()
+    faults = [f"{process} was left" for process in ended.left]
+    if ended.status != 0:
+        faults.insert(0, f"status {ended.status} after SIGTERM")
+    return Start(
+        healthy_s=healthy_s - server.started_s,
+        first_token_s=first.began_s + first.arrivals[0].time_s - server.started_s,
+        rss_bytes=memory.rss_bytes,
+        pss_bytes=memory.pss_bytes,
+        processes=memory.processes,
+        exit_s=ended.exit_s,
+        faults=tuple(faults),
+    )
+
+
+def filled(command: Sequence[str], port: int) -> list[str]:
+    """The command with the port in it.
+
+    Raises:
+        ValueError: it has no place for one.
+    """
+    words = [word.replace("{port}", str(port)) for word in command]
+    if words == list(command):
+        raise ValueError(f"{' '.join(command)!r} has no {{port}}: where is it to listen?")
+    return words
+
+
+def without_paths(command: Sequence[str]) -> list[str]:
+    """The words as a result shows them: where a file lies on this machine is nobody's concern."""
+    return [Path(word).name if word.startswith("/") else word for word in command]
+
+
+def _table(result: dict[str, Any]) -> str:
+    scaled = {key: _in_gb(result[key]) if "bytes" in key else result[key] for key in _HEADINGS}
+    cells = [shown(scaled[key]) for key in _HEADINGS]
+    return f"{table(list(_HEADINGS.values()), [cells])}\nmedian (min-max) over rounds"
+
+
+def _in_gb(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: summary[key] / 1e9 for key in ("median", "min", "max")}
