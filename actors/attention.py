@@ -198,10 +198,17 @@ class AttentionRank:
             prefix_cache_hits=engine.prefix_cache_hits,
             num_rows=engine.num_rows,
             num_steps=engine.num_steps,
+            wait_s=engine.wait_s,
+            compute_s=engine.compute_s,
+            communication_s=engine.communication_s,
+            micro_batches=engine.micro_batches,
         )
 
     def _outbox(self, ingress_id: str) -> asyncio.Queue[StepEvents | None]:
-        return self._outboxes.setdefault(ingress_id, asyncio.Queue())
+        outbox = self._outboxes.get(ingress_id)
+        if outbox is None:
+            outbox = self._outboxes.setdefault(ingress_id, asyncio.Queue())
+        return outbox
 
     def _emit(self, ingress_id: str, events: StepEvents) -> None:
         deliver: Callable[[StepEvents], None] = self._outbox(ingress_id).put_nowait

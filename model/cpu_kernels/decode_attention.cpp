@@ -1,5 +1,7 @@
 // Rotary embedding with the cache write, and attention of decoding rows over the paged cache.
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -88,6 +90,22 @@ void take_in(const bf16* query, const bf16* const* slots, int count, const Cache
   }
 }
 
+// Asks for the keys and values of some heads at `count` positions, in the order they lie in: the
+// hardware does not see it through the loops over heads. Half again as fast at 32 rows.
+// Inlined by force: GCC takes a function that only prefetches for one that does nothing.
+[[gnu::always_inline]] inline void prefetch(const bf16* const* slots, int count, const Cache& cache, int64_t first_head,
+              int64_t end_head) {
+  constexpr int64_t kLine = 32;  // bf16 in a cache line
+  const int64_t from = first_head * cache.head_dim, to = end_head * cache.head_dim;
+  for (int s = 0; s < count; ++s) {
+    for (const bf16* part : {slots[s], slots[s] + cache.kv_heads * cache.head_dim}) {
+      for (int64_t d = from; d < to; d += kLine) {
+        _mm_prefetch(reinterpret_cast<const char*>(part + d), _MM_HINT_T0);
+      }
+    }
+  }
+}
+
 void take_in_any(int queries, const bf16* query, const bf16* const* slots, int count,
                  const Cache& cache, int64_t head, float scale, Running* running, float* out) {
   switch (queries) {
@@ -154,12 +172,19 @@ void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf
     sums.assign(num_heads * head_dim, 0.0f);
     running.assign(num_heads, {-std::numeric_limits<float>::infinity(), 0.0f});
     int64_t position = window > 0 && length > window ? length - window : 0;
-    while (position < length) {
-      const int count = int(length - position < kChunk ? length - position : kChunk);
-      const bf16* slots[kChunk];
+    const bf16* chunks[2][kChunk];  // this one's slots and the next one's
+    const auto find_chunk = [&](int64_t from, const bf16** slots) {
+      const int count = int(std::clamp<int64_t>(length - from, 0, kChunk));
       for (int s = 0; s < count; ++s) {
-        slots[s] = layer.slot(tables + row * table_stride, position + s);
+        slots[s] = layer.slot(tables + row * table_stride, from + s);
       }
+      return count;
+    };
+    int count = find_chunk(position, chunks[0]);
+    for (int turn = 0; count > 0; turn ^= 1) {
+      const bf16* const* slots = chunks[turn];
+      const int next_count = find_chunk(position + kChunk, chunks[turn ^ 1]);
+      prefetch(chunks[turn ^ 1], next_count, layer, first_head, end_head);
       for (int64_t head = first_head; head < end_head; ++head) {
         for (int64_t q = 0; q < group; q += kMaxQueries) {
           const int64_t h = head * group + q;
@@ -168,7 +193,8 @@ void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf
                       running.data() + h, sums.data() + h * head_dim);
         }
       }
-      position += count;
+      position += kChunk;
+      count = next_count;
     }
     for (int64_t h = first_head * group; h < end_head * group; ++h) {
       const __m512 share = _mm512_set1_ps(1.0f / running[h].sum);
