@@ -32,6 +32,7 @@ class ActorStats:
     read_bytes: int  # of weights_on_disk_bytes, while loading
     weights_on_disk_bytes: int
     # attention
+    micro_batches: int = 0  # of the last step; 0: none ran yet
     placement_version: int = 0
     placement: tuple[tuple[tuple[int, ...], ...], ...] = ()
     expert_tokens: Sequence[Sequence[int]] = ()  # [layer][expert]
@@ -44,6 +45,6 @@ class ActorStats:
     num_rows: int = 0
     # both
     num_steps: int = 0
-    # expert
-    wait_s: float = 0.0
+    wait_s: float = 0.0  # these three: see RoleTimes
     compute_s: float = 0.0
+    communication_s: float = 0.0

@@ -173,7 +173,12 @@ def _choices(
                 ignore_eos=body.ignore_eos,
             )
             request = GenerateRequest(
-                uuid.uuid4().hex, state.ingress_id, ids, params, arrival_s=arrival_s
+                uuid.uuid4().hex,
+                state.ingress_id,
+                ids,
+                params,
+                arrival_s=arrival_s,
+                priority=body.priority,
             )
             choices.append(Choice(len(choices), request, echo, counts_prompt=i == 0))
     return tuple(choices)

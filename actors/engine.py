@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
 from actors.messages import GenerateRequest, TokenEvent
+from actors.micro_batches import MicroBatches, RunStep
 from actors.scheduler import ScheduledChunk, Scheduler, StepPlan
 from model.decoder import Decoder
 from model.kv_cache import KVCache
@@ -34,6 +36,10 @@ class EngineStats:
     prefix_cache_hits: int  # of those, not computed again
     num_steps: int
     num_rows: int
+    wait_s: float  # the three of them: all its steps
+    compute_s: float
+    communication_s: float
+    micro_batches: int  # of the last step
 
 
 class Engine:
@@ -43,14 +49,20 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, scheduler: Scheduler, device: torch.device
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        scheduler: Scheduler,
+        device: torch.device,
+        micro_batches: MicroBatches,
     ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._device = device
         self.scheduler = scheduler
-        self._num_steps = 0
-        self._num_rows = 0
+        self.micro_batches = micro_batches
+        self.last_step = RunStep(0, 0, 0.0, 0.0)
+        self._times = decoder.times
 
     def add(self, request: GenerateRequest) -> list[TokenEvent]:
         """Queue a request; returns its end at once if it had already reached it.
@@ -69,23 +81,30 @@ class Engine:
         return self.scheduler.schedule()
 
     @torch.inference_mode()
-    def run_step(self, plan: StepPlan) -> list[TokenEvent]:
-        """Run the planned rows and sample; returns the new tokens.
+    def run_step(self, plan: StepPlan, micro_batches: int = 1) -> list[TokenEvent]:
+        """Run the planned rows, in so many micro-batches, and sample; returns the new tokens.
 
         Raises:
             RuntimeError: a rank that holds experts is gone.
         """
+        times = self._times
+        began_s, away_s, wait_s = perf_counter(), times.away_s, times.wait_s
         batch = build_batch(
             [_chunk(chunk) for chunk in plan.decodes],
             [_chunk(chunk) for chunk in plan.prefills],
             self._cache.block_size,
             self._device,
         )
-        logits_CV = self._decoder.forward(batch, self._cache)
+        logits_CV = self._decoder.forward(batch, self._cache, micro_batches)
         sampled, failed = self._sample(logits_CV, plan)
-        self._num_steps += 1
-        self._num_rows += plan.num_rows
-        return self.scheduler.finish_step(plan, sampled) + failed
+        events = self.scheduler.finish_step(plan, sampled) + failed
+        self.last_step = RunStep(
+            micro_batches, plan.num_rows, self._decoder.layers_s, times.wait_s - wait_s
+        )
+        times.steps += 1
+        times.rows += plan.num_rows
+        times.compute_s += perf_counter() - began_s - (times.away_s - away_s)
+        return events
 
     def _sample(
         self, logits_CV: torch.Tensor, plan: StepPlan
@@ -129,8 +148,12 @@ class Engine:
             num_preemptions=self.scheduler.num_preemptions_total,
             prefix_cache_queries=self.scheduler.prefixes.num_queried_tokens,
             prefix_cache_hits=self.scheduler.prefixes.num_hit_tokens,
-            num_steps=self._num_steps,
-            num_rows=self._num_rows,
+            num_steps=self._times.steps,
+            num_rows=self._times.rows,
+            wait_s=self._times.wait_s,
+            compute_s=self._times.compute_s,
+            communication_s=self._times.communication_s,
+            micro_batches=self.last_step.micro_batches,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from actors.engine import Engine
+from actors.micro_batches import MicroBatches
 from actors.model_plan import ModelPlan
 from actors.scheduler import Scheduler
 from model.block_pool import BlockPool
@@ -52,7 +53,11 @@ def build_engine(
     )
     rope = Rope(model.head_dim, model.rope_theta, limits.max_model_len, dtype, device)
     decoder = Decoder(model, weights, dispatcher, load, rope)
-    return BuiltEngine(Engine(decoder, cache, scheduler, device), load)
+    # Where nothing travels nothing overlaps, and a GPU's times are not those that a host measures.
+    can_choose = plan.num_expert > 0 and device.type == "cpu"
+    micro_batches = plan.micro_batches if plan.num_expert else 1
+    choice = MicroBatches(micro_batches if can_choose else micro_batches or 1)
+    return BuiltEngine(Engine(decoder, cache, scheduler, device, choice), load)
 
 
 def colocated_engine(

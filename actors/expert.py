@@ -107,4 +107,5 @@ class ExpertRank:
             num_rows=times.rows,
             wait_s=times.wait_s,
             compute_s=times.compute_s,
+            communication_s=times.communication_s,
         )

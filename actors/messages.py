@@ -24,6 +24,7 @@ class GenerateRequest:
     params: SamplingParams
     output_token_ids: tuple[int, ...] = ()
     arrival_s: float = 0.0  # time.time() at the ingress
+    priority: int = 0  # the lower, the earlier its turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from actors.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.cpu_kernels.binary import load_binary
 from model.kv_size import block_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ModelPlan:
     num_attention: int
     num_expert: int
     threads: int
+    micro_batches: int = 0  # of a step; 0: as many as pay
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -85,13 +87,13 @@ def check_checkpoint(config: WindroseConfig) -> ModelConfig:
     return model
 
 
-def default_threads(num_cores: int, num_ranks: int) -> int:
-    """Compute threads of one actor: the cores shared out, one of them left to everything else.
+def default_threads(num_cores: int, num_ranks: int, *, waits_for_all: bool) -> int:
+    """Compute threads of one actor: the cores shared out.
 
-    The ingress, the proxy and Ray run beside the actors, and a thread that OpenMP's others wait
-    for must not share its core: on 2 cores one thread decodes twice as fast as two do.
+    Where every thread waits for all others (OpenMP), one core is left to the ingress, the proxy
+    and Ray: on 2 cores one such thread decodes twice as fast as two do.
     """
-    return max(1, (num_cores - 1) // num_ranks)
+    return max(1, (num_cores - waits_for_all) // num_ranks)
 
 
 def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
@@ -118,6 +120,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         block_size=config.block_size,
         eos_token_ids=model.eos_token_ids,
         enable_prefix_caching=config.enable_prefix_caching,
+        max_itl_stretch=config.max_itl_stretch,
     )
     num_ranks = config.attention_actors + config.expert_actors
     return ModelPlan(
@@ -129,7 +132,13 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         kv_cache_bytes=cache_bytes,
         num_attention=config.attention_actors,
         num_expert=config.expert_actors,
-        threads=config.threads_per_actor or default_threads(os.cpu_count() or 1, num_ranks),
+        threads=config.threads_per_actor
+        or default_threads(
+            os.cpu_count() or 1,
+            num_ranks,
+            waits_for_all=dtype != "bfloat16" or load_binary() is None,
+        ),
+        micro_batches=config.micro_batches,
     )
 
 

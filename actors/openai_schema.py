@@ -119,6 +119,9 @@ class SamplingFields(_Fields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    priority: Annotated[
+        int, Field(ge=-INT64, lt=INT64, description="lower: earlier its turn, later preempted")
+    ] = 0
     user: Annotated[str | None, Field(description="accepted, unused; so are the five below")] = None
     metadata: Any = None
     store: Any = None

@@ -88,9 +88,10 @@ class RankActor:
         from actors.attention import AttentionRank
         from actors.expert import ExpertRank
         from actors.rank_life import RankLife
+        from model.cpu_kernels.library import use_threads
 
         plan: ModelPlan = pickle.loads(self._packed_plan)
-        torch.set_num_threads(plan.threads)
+        use_threads(plan.threads, plan.torch_dtype)
         device = torch.device(self._identity.device)
         self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
         life.phase = "loading"

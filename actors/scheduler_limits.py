@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """Bounds of one attention actor. ValueError unless every number is at least 1."""
+    """Bounds of one attention actor. ValueError for a number that cannot work, by its name."""
 
     max_num_seqs: int
     max_num_batched_tokens: int  # rows in one step
@@ -15,8 +15,24 @@ class SchedulerLimits:
     block_size: int  # tokens in one KV block
     eos_token_ids: frozenset[int] | tuple[int, ...]
     enable_prefix_caching: bool = True
+    max_itl_stretch: float = 2.0  # a step beside one that only decodes; 0: no bound
+
+    def check_pool(self, num_blocks: int) -> None:
+        """ValueError if so many blocks cannot hold one sequence of max_model_len tokens."""
+        capacity = num_blocks * self.block_size
+        if capacity < self.max_model_len:
+            raise ValueError(
+                f"the KV cache holds {capacity} tokens ({num_blocks} blocks of "
+                f"{self.block_size}), fewer than max_model_len {self.max_model_len}: "
+                "give it more memory or lower max_model_len"
+            )
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_itl_stretch != 0 and not self.max_itl_stretch > 1:
+            raise ValueError(
+                "max_itl_stretch must be more than 1, or 0 for no bound, "
+                f"got {self.max_itl_stretch}"
+            )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.messages import FinishReason, GenerateRequest
+from actors.messages import FinishReason, GenerateRequest, TokenEvent
+from model.sampling_params import TokenLogprobs
+
+Turn = tuple[int, float, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +20,7 @@ class RunningSequence:
 
     request: GenerateRequest
     request_id: str
-    arrival: int  # rank in order of arrival at this scheduler
+    turn: Turn  # (priority, arrival_s, number here): the least comes first and goes last
     max_len: int  # the length of token_ids that ends it
     eos_ids: frozenset[int]  # empty where the request ignores EOS
     stop_ids: frozenset[int]  # eos_ids and the request's stop tokens
@@ -36,9 +39,12 @@ class RunningSequence:
 
     @classmethod
     def of(
-        cls, request: GenerateRequest, arrival: int, eos_ids: frozenset[int], max_model_len: int
+        cls, request: GenerateRequest, number: int, eos_ids: frozenset[int], max_model_len: int
     ) -> RunningSequence:
-        """With nothing computed yet. ValueError if the prompt is empty or leaves no room."""
+        """With nothing computed yet; `number` counts those of a scheduler.
+
+        ValueError if the prompt is empty or leaves no room.
+        """
         params, prompt = request.params, request.prompt_token_ids
         if not 0 < len(prompt) < max_model_len:
             raise ValueError(
@@ -49,7 +55,7 @@ class RunningSequence:
         return cls(
             request=request,
             request_id=request.request_id,
-            arrival=arrival,
+            turn=(request.priority, request.arrival_s, number),
             max_len=min(len(prompt) + params.max_tokens, max_model_len),
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(params.stop_token_ids),
@@ -59,9 +65,37 @@ class RunningSequence:
         )
 
     @property
+    def priority(self) -> int:
+        """Of the request: the lower, the more important."""
+        return self.request.priority
+
+    @property
     def has_new_tokens(self) -> bool:
         """Whether a token was made for it here, beyond those it came with."""
         return len(self.output_token_ids) > len(self.request.output_token_ids)
+
+    def num_blocks_to_come(self, block_size: int) -> int:
+        """Blocks it lacks to hold all its tokens and the next one."""
+        return len(self.token_ids) // block_size + 1 - len(self.block_ids)
+
+    def take(self, token_id: int, logprobs: TokenLogprobs | None) -> TokenEvent:
+        """Append the token that a step drew; returns its event. `ended` if it is the last."""
+        num_cached = 0 if self.has_new_tokens else self.num_cached_tokens or 0
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+        self.decoding = True
+        reason, stop_token_id = None, None
+        if len(self.token_ids) >= self.max_len or token_id in self.stop_ids:
+            reason, stop_token_id = self.end()
+            self.ended = True
+        return TokenEvent(
+            self.request_id,
+            (token_id,),
+            None if logprobs is None else (logprobs,),
+            reason,
+            stop_token_id,
+            num_cached,
+        )
 
     def end(self) -> tuple[FinishReason | None, int | None]:
         """Why the last output ends the sequence, if it does, and the stop token (None for EOS)."""
@@ -78,6 +112,11 @@ class RunningSequence:
         assert self.num_computed == length - 1 if self.decoding else self.num_computed < length
         assert self.num_computed <= num_blocks * block_size
         assert (num_blocks - 1) * block_size < length < self.max_len
+
+
+def by_turn(sequence: RunningSequence) -> Turn:
+    """Key for sorting."""
+    return sequence.turn
 
 
 @dataclass(slots=True)
@@ -105,3 +144,21 @@ class StepPlan:
     def sampling_chunks(self) -> list[ScheduledChunk]:
         """The chunks that sample, in the order in which finish_step takes their tokens."""
         return self.decodes + [chunk for chunk in self.prefills if chunk.samples]
+
+
+@dataclass(slots=True)
+class Room:
+    """Rows that prefills may still have in a step."""
+
+    rows: int
+    prompt_rows: int  # of those, for prompts that nobody has read a token after
+
+    def of(self, sequence: RunningSequence) -> int:
+        """A stream that was interrupted waits for its next token as those do that go on."""
+        return self.rows if sequence.output_token_ids else min(self.rows, self.prompt_rows)
+
+    def take(self, sequence: RunningSequence, num_rows: int) -> None:
+        """Give a sequence so many rows."""
+        self.rows -= num_rows
+        if not sequence.output_token_ids:
+            self.prompt_rows -= num_rows

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from actors.engine import Engine
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.scheduler import StepPlan
-from model.exchange import Exchange, LoopEnd, all_move
+from model.exchange import Exchange, LoopEnd, StepHeader, agreed_micro_batches, all_move
 
 _HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
 _SHORTEST_REST_S = 0.002
@@ -34,6 +35,7 @@ class StepLoop:
 
     def __init__(self, engine: Engine, exchange: Exchange | None, emit: Emit) -> None:
         self._engine = engine
+        self._pace = engine.scheduler.pace
         self._exchange = exchange
         self._emit = emit
         self._inbox: queue.SimpleQueue[GenerateRequest | str | Callable[[], None]] = (
@@ -108,13 +110,16 @@ class StepLoop:
         """
         engine, exchange = self._engine, self._exchange
         rest_s = _SHORTEST_REST_S
+        self._pace.interrupt()
         while True:
             self._take_in()
             stopping = self._stop.is_set()
             plan = self._plan = self._plan or engine.plan_step()
+            headers: list[StepHeader] = []
             if exchange is None:
                 if stopping:
                     return "stop"
+                self._begin(plan)
                 if not plan:
                     self._woken(None)
                     continue
@@ -123,12 +128,16 @@ class StepLoop:
                     plan.num_rows,
                     self.placement_version,
                     next_epoch=self._next_epoch,
+                    micro_batches=engine.micro_batches.propose(plan.num_rows),
                     stop=stopping,
+                    asks_busy=engine.micro_batches.asks_busy,
                 )
                 if any(header.stop for header in headers):
                     return "stop"
                 if all_move(headers):
                     return "move"
+                own = exchange.ranks.attention.index(exchange.ranks.own)
+                self._begin(plan, [h.num_rows for i, h in enumerate(headers) if i != own])
                 if not any(header.num_rows for header in headers):
                     # News that reaches a rank whose header is out goes into the step after, and
                     # a wake may come before the news: stay near for as long as there was work.
@@ -137,9 +146,22 @@ class StepLoop:
                     continue
                 rest_s = _SHORTEST_REST_S
             if plan:
-                events = engine.run_step(plan)
+                events = engine.run_step(plan, agreed_micro_batches(headers) if exchange else 1)
                 self._plan = None
                 self._report(events)
+                if exchange is not None:
+                    self._learn(exchange, headers)
+
+    def _learn(self, exchange: Exchange, headers: Sequence[StepHeader]) -> None:
+        """Have the choice of micro-batches know how the step went."""
+        choice = self._engine.micro_batches
+        busy_s = exchange.ask_busy() if choice.asks_busy else ()
+        choice.observe(self._engine.last_step, sum(h.num_rows for h in headers), busy_s)
+
+    def _begin(self, plan: StepPlan, others: Sequence[int] = ()) -> None:
+        """Tell the pace of the step that begins, or of the rest: a plan without rows."""
+        decodes = len(plan.decodes)
+        self._pace.begin(time.monotonic(), decodes, plan.num_rows - decodes, others)
 
     def _woken(self, timeout_s: float | None) -> bool:
         """Rest until woken or for so long; returns whether it was woken."""

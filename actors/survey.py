@@ -124,6 +124,7 @@ class _EngineCollector(Collector):
             ("num_requests_waiting", "Sequences waiting to be admitted", "num_waiting"),
             ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", "kv_cache_usage"),
             ("placement_version", "Version of the expert placement", "placement_version"),
+            ("micro_batches", "Micro-batches of the last step", "micro_batches"),
         ):
             gauge = GaugeMetricFamily(f"windrose_{name}", text, labels=labels)
             for one in attention:
@@ -137,7 +138,7 @@ class _EngineCollector(Collector):
             ("engine_rows", "Rows run", "num_rows", attention),
             ("expert_actor_rows", "Rows an expert actor ran, over layers", "num_rows", expert),
             ("expert_actor_wait_seconds", "Time waiting for rows", "wait_s", expert),
-            ("expert_actor_compute_seconds", "Time from rows to sums", "compute_s", expert),
+            ("expert_actor_compute_seconds", "Time in the experts", "compute_s", expert),
         ):
             counter = CounterMetricFamily(f"windrose_{name}", text, labels=labels)
             for one in actors:
@@ -152,7 +153,20 @@ class _EngineCollector(Collector):
             for expert_id, count in enumerate(row):
                 tokens.add_metric([self._model_name, str(layer), str(expert_id)], count)
         families.append(tokens)
+        families.append(self._step_seconds([*attention, *expert]))
         return families + self._recoveries() + self._changes()
+
+    def _step_seconds(self, actors: Sequence[ActorStats]) -> Metric:
+        seconds = CounterMetricFamily(
+            "windrose_step_seconds",
+            "Where the time of steps went, by role: waiting for the other one, work, messages",
+            labels=["model_name", "pipeline", "rank", "role", "phase"],
+        )
+        for one in actors:
+            for phase in ("wait", "compute", "communication"):
+                spent_s = getattr(one, f"{phase}_s")
+                seconds.add_metric([*self._where(one), one.identity.role, phase], spent_s)
+        return seconds
 
     def _recoveries(self) -> list[Metric]:
         lost = CounterMetricFamily(

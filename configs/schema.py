@@ -91,6 +91,24 @@ class WindroseConfig(BaseModel):
     max_num_batched_tokens: Annotated[
         int, _setting("limits", "most rows in one step; longer prompts are cut into chunks", ge=1)
     ] = 512
+    max_itl_stretch: Annotated[
+        float,
+        _setting(
+            "limits",
+            "prompts are cut so that a step with one takes at most so many times one that only"
+            " decodes; each more that waits adds as much; 0: whole steps for prompts",
+        ),
+    ] = 2.0
+    micro_batches: Annotated[
+        int,
+        _setting(
+            "limits",
+            "parts of a step of which experts compute one while attention computes another;"
+            " 0: as many as measured times say pay",
+            ge=0,
+            le=3,
+        ),
+    ] = 0
     kv_cache_memory_bytes: Annotated[
         int | None,
         _setting(
@@ -151,6 +169,13 @@ class WindroseConfig(BaseModel):
             and cls.model_fields[str(info.field_name)].annotation is not bool
         ):
             raise ValueError(f"{str(value).lower()} is not a value for it")
+        return value
+
+    @field_validator("max_itl_stretch")
+    @classmethod
+    def _stretch_leaves_time(cls, value: float) -> float:
+        if value != 0 and not value > 1:
+            raise ValueError("must be more than 1, or 0")
         return value
 
     @property

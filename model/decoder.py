@@ -5,7 +5,10 @@ Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, K experts per to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from model.expert_load import ExpertLoad
 from model.gate import Gate
 from model.kv_cache import KVCache
 from model.linear import Linear
+from model.micro_batch import rows_in_order, split_batch
 from model.norm import RMSNorm
 from model.rope import Rope
 from model.step_batch import StepBatch
@@ -43,6 +47,16 @@ class DecoderWeights:
     num_bytes: int
 
 
+@dataclass(slots=True)
+class _Flow:
+    """A micro-batch on its way through the layers."""
+
+    x_TD: torch.Tensor
+    context: StepContext
+    first_row: int  # of the step, counting those of the flows before
+    in_flight: Any = None  # what the dispatcher has of the layer before
+
+
 class Decoder:
     """The stack of layers; its experts are wherever the dispatcher says."""
 
@@ -59,24 +73,50 @@ class Decoder:
         self._dispatcher = dispatcher
         self._load = load
         self._rope = rope
+        self.times = dispatcher.times
+        self.layers_s = 0.0  # of the last step, from the first layer's begin to the last one's end
 
-    def forward(self, batch: StepBatch, cache: KVCache) -> torch.Tensor:
+    def forward(self, batch: StepBatch, cache: KVCache, micro_batches: int = 1) -> torch.Tensor:
         """Run one step; returns the logits of the sampled rows, [C, V], in the model's dtype.
 
-        Keys and values of all rows are in the cache afterwards.
+        Keys and values of all rows are in the cache afterwards. While the rows of one
+        micro-batch are with the experts, the others have their turn.
         """
-        x_TD = F.embedding(batch.token_ids_T, self._weights.embedding_VD)
-        context = self._context(batch, cache, x_TD.dtype)
-        for index, layer in enumerate(self._weights.layers):
-            x_TD = x_TD + layer.attention(index, layer.input_norm(x_TD), context, cache)
-            rows_TD = layer.moe_norm(x_TD)
-            ids_TK, weights_TK = layer.gate(rows_TD)
-            in_flight = self._dispatcher.dispatch(index, rows_TD, ids_TK, weights_TK)
-            self._load.record(index, ids_TK)
-            x_TD = x_TD + self._dispatcher.combine(in_flight)
+        sample_rows_C = batch.sample_rows_C
+        if micro_batches == 1:
+            flows = [self._flow(batch, cache, 0)]
+        else:
+            parts = split_batch(batch, micro_batches, cache.block_size)
+            sample_rows_C = rows_in_order(parts).index_select(0, sample_rows_C)
+            flows, first_row = [], 0
+            for part in parts:
+                flows.append(self._flow(part.batch, cache, first_row))
+                first_row += part.batch.num_rows
+        began_s = perf_counter()
+        self._run_layers(flows, cache)
+        self.layers_s = perf_counter() - began_s
         self._load.finish_step(batch.num_rows)
-        sampled_CD = x_TD.index_select(0, batch.sample_rows_C)
+        x_TD = flows[0].x_TD if len(flows) == 1 else torch.cat([flow.x_TD for flow in flows])
+        sampled_CD = x_TD.index_select(0, sample_rows_C)
         return self._weights.head(self._weights.norm(sampled_CD))
+
+    def _flow(self, batch: StepBatch, cache: KVCache, first_row: int) -> _Flow:
+        x_TD = F.embedding(batch.token_ids_T, self._weights.embedding_VD)
+        return _Flow(x_TD, self._context(batch, cache, x_TD.dtype), first_row)
+
+    def _run_layers(self, flows: Sequence[_Flow], cache: KVCache) -> None:
+        for index, layer in enumerate(self._weights.layers):
+            for flow in flows:
+                if index:
+                    flow.x_TD = flow.x_TD + self._dispatcher.combine(flow.in_flight)
+                x_TD = layer.attention(index, layer.input_norm(flow.x_TD), flow.context, cache)
+                flow.x_TD = x_TD = flow.x_TD + x_TD
+                rows_TD = layer.moe_norm(x_TD)
+                ids_TK, weights_TK = layer.gate(rows_TD)
+                flow.in_flight = self._dispatcher.dispatch(index, rows_TD, ids_TK, weights_TK)
+                self._load.record(index, ids_TK, flow.first_row)
+        for flow in flows:
+            flow.x_TD = flow.x_TD + self._dispatcher.combine(flow.in_flight)
 
     def _context(self, batch: StepBatch, cache: KVCache, dtype: torch.dtype) -> StepContext:
         cos_T1d, sin_T1d = self._rope.tables(batch.positions_T)

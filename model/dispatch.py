@@ -10,14 +10,18 @@ from typing import Any, Protocol
 import torch
 
 from model.experts import ExpertShard
+from model.role_times import RoleTimes
 
 
 class Dispatcher(Protocol):
     """Carries rows to the experts they chose and the weighted sums back.
 
     `dispatch` may return before the experts are done; `combine` waits for them. Between the
-    two the caller may do other work, but must not change the rows.
+    two the caller may do other work, and dispatch other rows, but must not change these. What is
+    dispatched first is to be combined first. `times` has what was not the caller's own work.
     """
+
+    times: RoleTimes
 
     def dispatch(
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
@@ -35,6 +39,7 @@ class LocalDispatcher:
 
     def __init__(self, shard: ExpertShard) -> None:
         self._shard = shard
+        self.times = RoleTimes()  # nothing travels, nobody is waited for
 
     def dispatch(
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor

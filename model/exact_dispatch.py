@@ -2,44 +2,64 @@
 
 Attention side here, expert side in `expert_server.py`; both follow from the step header and
 from the count that each message carries, so no rank needs a collective.
-Shape suffixes: T rows, D hidden, K experts per token, N rows for one rank.
+Shape suffixes: T rows, D hidden, K experts per token, N rows for one rank, S rows for all, rank
+after rank, J ranks a row can go to at most: all, or K.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
-import numpy as np
 import torch
 
+from model.cpu_kernels.packing import row_packer
 from model.exchange import Exchange, Message
 from model.placement import ExpertPlacement
+from model.role_times import RoleTimes
 from model.row_message import RowMessage
 from model.row_split import RowSplit
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The rows that went to one rank, and where their sums will arrive."""
+class _Flight:
+    """The buffers of one dispatch that is under way: a message to each rank, and all their sums.
 
-    rows_N: torch.Tensor
-    sums_ND: torch.Tensor
-    arrival: Message
+    The last row of the sums stays 0: it is what a row adds that went to fewer than J ranks.
+    """
+
+    def __init__(
+        self,
+        num_ranks: int,
+        max_rows: int,
+        hidden: int,
+        top_k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.messages = [
+            RowMessage(max_rows, hidden, top_k, dtype, device) for _ in range(num_ranks)
+        ]
+        self.most_ranks = min(top_k, num_ranks)
+        most_sums = max_rows * self.most_ranks
+        self.sums_SD = torch.zeros(most_sums + 1, hidden, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchedRows:
-    """One layer's rows on their way: which went where, and the sends to wait for."""
+    """One layer's rows on their way: where whose sums will lie, and what to wait for."""
 
-    x_TD: torch.Tensor
-    parts: list[_Part]
+    flight: _Flight
+    places_JT: torch.Tensor  # for each row, which of the flight's sums are its own
+    arrivals: list[Message]
     sends: list[Message]
 
 
 class ExactDispatcher:
-    """Attention side of the exact all-to-all; every expert rank gets one message per layer.
+    """Attention side of the exact all-to-all; every expert rank gets one message per dispatch.
 
-    Before the first dispatch, `attach` gives it an exchange.
+    Before the first dispatch, `attach` gives it an exchange. Several dispatches may be under way
+    at once; they are to be combined in their order.
     """
 
     def __init__(
@@ -51,24 +71,22 @@ class ExactDispatcher:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._message_args = (max_rows, hidden, top_k, dtype, device)
+        self._flight_args = (max_rows, hidden, top_k, dtype, device)
         self._device = device
-        self._messages: dict[int, RowMessage] = {}
-        self._sums: dict[int, torch.Tensor] = {}
+        self._flights: list[_Flight] = []
+        self._free: list[_Flight] = []
+        self.times = RoleTimes()
 
     def attach(self, exchange: Exchange, placement: ExpertPlacement) -> None:
         """Go on over this epoch's exchange, between two steps or two tries of one."""
         self._exchange = exchange
-        ranks, (max_rows, hidden, _, dtype, device) = exchange.ranks.expert, self._message_args
-        self._messages = {
-            rank: self._messages.get(rank) or RowMessage(*self._message_args) for rank in ranks
-        }
-        self._sums = {
-            rank: self._sums[rank]
-            if rank in self._sums
-            else torch.empty(max_rows, hidden, dtype=dtype, device=device)
-            for rank in ranks
-        }
+        ranks = exchange.ranks.expert
+        self._ranks = ranks
+        if not self._flights or len(self._flights[0].messages) != len(ranks):
+            self._flights = [_Flight(len(ranks), *self._flight_args)]
+        self._free = list(self._flights)
+        one = self._flights[0]
+        self._packer = row_packer(ranks, one.most_ranks, len(one.sums_SD) - 1, self._device)
         self.set_placement(placement)
 
     def set_placement(self, placement: ExpertPlacement) -> None:
@@ -82,39 +100,54 @@ class ExactDispatcher:
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> DispatchedRows:
         """Post the receives, then send each rank its rows. On GPU this waits for the gate."""
-        ids = ids_TK.cpu().numpy()
-        weights = weights_TK.cpu().numpy()
-        holder_TK = self._split.holders(layer, ids)
+        began_s = perf_counter()
+        flight = self._take_flight()
+        exchange = self._exchange
+        ids, weights = ids_TK.cpu().numpy(), weights_TK.cpu().numpy()
+        holders = self._split.holders(layer, ids)
+        packed = self._packer.pack(x_TD, ids, weights, holders, flight.messages)
+        arrivals: list[Message] = []
         sends: list[Message] = []
-        parts: list[_Part] = []
-        for rank, message in self._messages.items():
-            local_TK = holder_TK == rank
-            chosen = np.flatnonzero(local_TK.any(1))
-            count = len(chosen)
-            message.set_count(count)
+        start = 0
+        for rank, message, count in zip(self._ranks, flight.messages, packed.counts, strict=True):
+            parts = message.parts(count)
             if count:
-                rows_N = torch.from_numpy(chosen)
-                here_NK = local_TK[chosen]
-                message.ids(count).numpy()[:] = np.where(here_NK, ids[chosen], -1)
-                message.weights(count).numpy()[:] = np.where(here_NK, weights[chosen], 0.0)
-                rows_N = rows_N.to(self._device)
-                torch.index_select(x_TD, 0, rows_N, out=message.rows(count))
-                sums_ND = self._sums[rank][:count]
-                parts.append(_Part(rows_N, sums_ND, self._exchange.receive_result(sums_ND, rank)))
-            if self._exchange.one_message:
-                sends.append(self._exchange.send_rows(message.whole(count), rank))
+                sums_ND = flight.sums_SD[start : start + count]
+                arrivals.append(exchange.receive_result(sums_ND, rank))
+                start += count
+            if exchange.one_message:
+                assert parts.whole is not None
+                sends.append(exchange.send_rows(parts.whole, rank))
             else:
-                sends.append(self._exchange.send_routing(message.routing(count), rank))
+                sends.append(exchange.send_routing(parts.routing, rank))
                 if count:
-                    sends.append(self._exchange.send_rows(message.rows(count), rank))
-        return DispatchedRows(x_TD, parts, sends)
+                    sends.append(exchange.send_rows(parts.rows_ND, rank))
+        places_JT = packed.places_JT.to(self._device)
+        self.times.communication_s += perf_counter() - began_s
+        return DispatchedRows(flight, places_JT, arrivals, sends)
+
+    def _take_flight(self) -> _Flight:
+        if not self._free:
+            self._flights.append(_Flight(len(self._ranks), *self._flight_args))
+            self._free.append(self._flights[-1])
+        return self._free.pop()
 
     def combine(self, in_flight: DispatchedRows) -> torch.Tensor:
         """Wait for every rank's sums and add them up, in rank order."""
-        y_TD = torch.zeros_like(in_flight.x_TD)
-        for part in in_flight.parts:
-            part.arrival.wait()
-            y_TD.index_add_(0, part.rows_N, part.sums_ND)
-        for work in in_flight.sends:
-            work.wait()
+        began_s = perf_counter()
+        _wait_for(in_flight.arrivals)
+        arrived_s = perf_counter()
+        sums_SD, (first_T, *others) = in_flight.flight.sums_SD, in_flight.places_JT
+        y_TD = sums_SD.index_select(0, first_T)
+        for other_T in others:
+            y_TD += sums_SD.index_select(0, other_T)
+        _wait_for(in_flight.sends)
+        self._free.append(in_flight.flight)
+        self.times.wait_s += arrived_s - began_s
+        self.times.communication_s += perf_counter() - arrived_s
         return y_TD
+
+
+def _wait_for(messages: Sequence[Message]) -> None:
+    for message in messages:
+        message.wait()

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch.distributed import Work
 
-_HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _NEVER_SENT_TAG = 1, 2, 3, 4, 5
-_STOP = 1
+_HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _NEVER_SENT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5, 6
+_STOP, _ASKS_BUSY = 1, 2
+_NUM_NUMBERS = 5  # of a step header, ahead of its flags
 _AT_ONCE = timedelta(milliseconds=1)
 
 LoopEnd = Literal["stop", "move"]  # why a rank's loop left its epoch without losing a peer
@@ -64,19 +65,31 @@ class PointToPoint(Protocol):
 class StepHeader(NamedTuple):
     """What one attention rank brings to a step; `num_rows` 0 and not `stop`: a heartbeat.
 
-    `next_epoch` is the epoch that the sender is ready to go over to, or 0.
+    `next_epoch` is the epoch that the sender is ready to go over to, or 0. `micro_batches` is
+    what it would cut the step into. One that `asks_busy` hears after the step how long the
+    expert ranks were busy.
     """
 
     step: int
     num_rows: int
     placement_version: int
     next_epoch: int
+    micro_batches: int
     stop: bool
+    asks_busy: bool
 
 
 def all_move(headers: Sequence[StepHeader]) -> bool:
     """Whether the step these headers open is left to the next epoch: all are ready for the same."""
     return headers[0].next_epoch > 0 and len({header.next_epoch for header in headers}) == 1
+
+
+def agreed_micro_batches(headers: Sequence[StepHeader]) -> int:
+    """Into how many micro-batches all ranks cut the step that these headers open.
+
+    The attention rank with most rows decides (of several, the first): the others wait for it.
+    """
+    return max(headers, key=lambda header: header.num_rows).micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +150,14 @@ class Exchange:
         self._index = {rank: index for index, rank in enumerate(ranks.all)}
 
     def open_step(
-        self, num_rows: int, placement_version: int, *, next_epoch: int = 0, stop: bool = False
+        self,
+        num_rows: int,
+        placement_version: int,
+        *,
+        next_epoch: int = 0,
+        micro_batches: int = 1,
+        stop: bool = False,
+        asks_busy: bool = False,
     ) -> list[StepHeader]:
         """Attention side: tell all ranks what this one brings, and learn what its peers bring.
 
@@ -147,8 +167,10 @@ class Exchange:
             PeerLost: a peer is gone.
         """
         self._step += 1
-        mine = StepHeader(self._step, num_rows, placement_version, next_epoch, stop)
-        message = torch.tensor([*mine[:-1], _STOP if stop else 0])
+        mine = StepHeader(
+            self._step, num_rows, placement_version, next_epoch, micro_batches, stop, asks_busy
+        )
+        message = torch.tensor([*mine[:_NUM_NUMBERS], stop * _STOP | asks_busy * _ASKS_BUSY])
         sends = [
             self._send(self._control, message, rank, _HEADER_TAG) for rank in self.ranks.others
         ]
@@ -164,7 +186,7 @@ class Exchange:
 
     def _receive_headers(self, mine: StepHeader | None) -> list[StepHeader]:
         buffers = {
-            rank: torch.empty(len(StepHeader._fields), dtype=torch.int64)
+            rank: torch.empty(_NUM_NUMBERS + 1, dtype=torch.int64)
             for rank in self.ranks.attention
             if rank != self.ranks.own
         }
@@ -179,10 +201,13 @@ class Exchange:
             if mine is not None and rank == self.ranks.own:
                 headers.append(mine)
                 continue
-            step, num_rows, version, next_epoch, flags = buffers[rank].tolist()
+            step, num_rows, version, next_epoch, micro_batches, flags = buffers[rank].tolist()
             if step != self._step:
                 raise PeerLost(f"rank {rank} is at step {step}, not {self._step}")
-            headers.append(StepHeader(step, num_rows, version, next_epoch, bool(flags & _STOP)))
+            stop, asks_busy = bool(flags & _STOP), bool(flags & _ASKS_BUSY)
+            headers.append(
+                StepHeader(step, num_rows, version, next_epoch, micro_batches, stop, asks_busy)
+            )
         return headers
 
     def send_routing(self, message: torch.Tensor, rank: int) -> Message:
@@ -208,6 +233,27 @@ class Exchange:
     def receive_result(self, rows: torch.Tensor, rank: int) -> Message:
         """Receive weighted sums from an expert rank."""
         return self._receive(self._data, rows, rank, _RESULT_TAG)
+
+    def tell_busy(self, busy_s: float, ranks: Sequence[int]) -> None:
+        """Expert side: tell attention ranks how long this one was busy in the step."""
+        message = torch.tensor([busy_s], dtype=torch.float64)
+        for sent in [self._send(self._control, message, rank, _BUSY_TAG) for rank in ranks]:
+            sent.wait()
+
+    def ask_busy(self) -> list[float]:
+        """Attention side, after a step that it asked in: seconds each expert rank was busy.
+
+        Raises:
+            PeerLost: a peer is gone.
+        """
+        answers = [torch.empty(1, dtype=torch.float64) for _ in self.ranks.expert]
+        works = [
+            self._receive(self._control, answer, rank, _BUSY_TAG)
+            for answer, rank in zip(answers, self.ranks.expert, strict=True)
+        ]
+        for message in works:
+            message.wait()
+        return [answer.item() for answer in answers]
 
     def abort(self) -> None:
         """End the epoch for this rank, from any thread: all its messages fail, here and there.

@@ -19,9 +19,9 @@ class ExpertLoad:
         self._num_experts = num_experts
         self._total_LE = torch.zeros(num_layers * num_experts, dtype=torch.int64, device=device)
 
-    def record(self, layer: int, ids_TK: torch.Tensor) -> None:
-        """Note one layer's choices; counted when the step ends."""
-        self._ids_LTK[layer, : ids_TK.shape[0]] = ids_TK
+    def record(self, layer: int, ids_TK: torch.Tensor, first_row: int = 0) -> None:
+        """Note one layer's choices, of rows from `first_row` on; counted when the step ends."""
+        self._ids_LTK[layer, first_row : first_row + ids_TK.shape[0]] = ids_TK
 
     def finish_step(self, num_rows: int) -> None:
         """Count what `record` noted in all layers: one operation a step."""

@@ -5,24 +5,41 @@ Shape suffixes: N rows of one attention rank, R rows of all, D hidden, K experts
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
-from model.exchange import Exchange, LoopEnd, Message, all_move
+from model.exchange import (
+    Exchange,
+    LoopEnd,
+    Message,
+    StepHeader,
+    agreed_micro_batches,
+    all_move,
+)
 from model.experts import ExpertShard
-from model.row_message import RowMessage
+from model.micro_batch import even_sizes
+from model.role_times import RoleTimes
+from model.row_message import MessageParts, RowMessage
 
 
-@dataclass(slots=True)
-class ServerTimes:
-    """Where an expert rank's time went, in seconds since it started."""
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Rows to serve: of one layer and micro-batch, at most so many of each attention rank."""
 
-    wait_s: float = 0.0
-    compute_s: float = 0.0
-    steps: int = 0
-    rows: int = 0
+    layer: int
+    most_rows: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """Receives that are posted for a task, and the buffers they go to."""
+
+    task: _Task
+    messages: Mapping[int, RowMessage]
+    works: Sequence[Message]
 
 
 class ExpertServer:
@@ -45,17 +62,22 @@ class ExpertServer:
         self._shard = shard
         self._num_layers = num_layers
         self._message_args = (max_rows, hidden, top_k, dtype, device)
-        self._messages: dict[int, RowMessage] = {}
+        self._inboxes: tuple[dict[int, RowMessage], dict[int, RowMessage]] = ({}, {})
         self._device = device
-        self.times = ServerTimes()
+        self.times = RoleTimes()
 
     def attach(self, exchange: Exchange) -> None:
         """Go on over this epoch's exchange, while `run` is not running."""
         self._exchange = exchange
-        self._messages = {
-            rank: self._messages.get(rank) or RowMessage(*self._message_args)
-            for rank in exchange.ranks.attention
-        }
+        # Two for each rank: one fills while the other's rows are computed.
+        first, second = (
+            {
+                rank: inbox.get(rank) or RowMessage(*self._message_args)
+                for rank in exchange.ranks.attention
+            }
+            for inbox in self._inboxes
+        )
+        self._inboxes = first, second
 
     @torch.inference_mode()
     def run(self) -> LoopEnd:
@@ -80,69 +102,116 @@ class ExpertServer:
             return "stop"
         if all_move(headers):
             return "move"
-        ranks = self._exchange.ranks.attention
-        rows_of = {rank: h.num_rows for rank, h in zip(ranks, headers, strict=True) if h.num_rows}
-        if rows_of:
+        tasks = self._tasks(headers)
+        if tasks:
             self.times.steps += 1
-            for layer in range(self._num_layers):
-                self._serve_layer(layer, rows_of)
+            busy_s = self.times.busy_s
+            self._serve(tasks)
+            busy_s = self.times.busy_s - busy_s
+            ranks = self._exchange.ranks.attention
+            asking = [r for r, h in zip(ranks, headers, strict=True) if h.asks_busy and h.num_rows]
+            self._exchange.tell_busy(busy_s, asking)
         return None
 
-    def _serve_layer(self, layer: int, rows_of: dict[int, int]) -> None:
-        started = time.perf_counter()
-        counts = self._receive(rows_of)
-        arrived = time.perf_counter()
-        self.times.wait_s += arrived - started
-        senders = [rank for rank, count in zip(rows_of, counts, strict=True) if count]
-        counts = [count for count in counts if count]
-        if not senders:
-            return
-        self.times.rows += sum(counts)
-        rows = [self._messages[r].rows(n) for r, n in zip(senders, counts, strict=True)]
-        ids = [self._messages[r].ids(n) for r, n in zip(senders, counts, strict=True)]
-        weights = [self._messages[r].weights(n) for r, n in zip(senders, counts, strict=True)]
-        # Rows of all attention ranks run together: each expert's weights are read once.
-        y_RD = self._shard.forward(
-            layer, _joined(rows), _joined(ids), _joined(weights).to(self._device)
-        )
-        sends: list[Message] = []
-        offset = 0
-        for rank, count in zip(senders, counts, strict=True):
-            sends.append(self._exchange.send_result(y_RD[offset : offset + count], rank))
-            offset += count
+    def _tasks(self, headers: Sequence[StepHeader]) -> list[_Task]:
+        """The step in the order in which its rows come: each layer's micro-batches in turn."""
+        micro_batches = agreed_micro_batches(headers)
+        ranks = self._exchange.ranks.attention
+        sizes = {
+            rank: even_sizes(header.num_rows, micro_batches)
+            for rank, header in zip(ranks, headers, strict=True)
+        }
+        rows = [
+            {rank: size[index] for rank, size in sizes.items() if size[index]}
+            for index in range(micro_batches)
+        ]
+        return [
+            _Task(layer, most_rows)
+            for layer in range(self._num_layers)
+            for most_rows in rows
+            if most_rows
+        ]
+
+    def _serve(self, tasks: Sequence[_Task]) -> None:
+        # Rows of another micro-batch may come while these are computed. Those of the next layer
+        # follow on the sums, and nobody is to wait for what is done for them.
+        ahead = len(tasks) > self._num_layers
+        arrival = self._expect(tasks[0], 0)
+        for index in range(1, len(tasks) + 1):
+            began_s = perf_counter()
+            parts = self._receive(arrival)
+            self.times.wait_s += perf_counter() - began_s
+            layer = arrival.task.layer
+            if ahead and index < len(tasks):
+                arrival = self._expect(tasks[index], index % 2)
+            sends = self._run_experts(layer, parts) if parts else []
+            if not ahead and index < len(tasks):
+                arrival = self._expect(tasks[index], index % 2)
+            self._finish(sends)
+
+    def _finish(self, sends: Sequence[Message]) -> None:
+        began_s = perf_counter()
         for work in sends:
             work.wait()
-        self.times.compute_s += time.perf_counter() - arrived
+        self.times.communication_s += perf_counter() - began_s
 
-    def _receive(self, rows_of: dict[int, int]) -> list[int]:
-        """Receive one message of each attention rank; returns how many rows each sent.
+    def _expect(self, task: _Task, inbox: int) -> _Arrival:
+        """Post the receives of a task: one message of each attention rank that has rows in it.
 
-        `rows_of` says how many each has in the step: no message can hold more.
+        No message can hold more rows than the rank has in the micro-batch.
         """
-        exchange, messages = self._exchange, self._messages
+        exchange, messages = self._exchange, self._inboxes[inbox]
         if exchange.one_message:
             works = [
                 exchange.receive_rows(messages[rank].whole(most), rank)
-                for rank, most in rows_of.items()
+                for rank, most in task.most_rows.items()
             ]
         else:
             works = [
                 exchange.receive_routing(messages[rank].routing(most), rank)
-                for rank, most in rows_of.items()
+                for rank, most in task.most_rows.items()
             ]
-        for work in works:
+        return _Arrival(task, messages, works)
+
+    def _receive(self, arrival: _Arrival) -> dict[int, MessageParts]:
+        """Wait for the rows; returns the messages that hold any, by rank."""
+        for work in arrival.works:
             work.wait()
-        counts = [messages[rank].count for rank in rows_of]
-        if not exchange.one_message:
+        received = {}
+        for rank in arrival.task.most_rows:
+            message = arrival.messages[rank]
+            if count := message.count:
+                received[rank] = message.parts(count)
+        if not self._exchange.one_message:
             works = [
-                exchange.receive_rows(messages[rank].rows(count), rank)
-                for rank, count in zip(rows_of, counts, strict=True)
-                if count
+                self._exchange.receive_rows(parts.rows_ND, rank) for rank, parts in received.items()
             ]
             for work in works:
                 work.wait()
-        return counts
+        return received
+
+    def _run_experts(self, layer: int, received: Mapping[int, MessageParts]) -> list[Message]:
+        """Compute the rows that came; returns the sends of their sums."""
+        arrived_s = perf_counter()
+        parts = list(received.values())
+        # Rows of all attention ranks run together: each expert's weights are read once.
+        x_RD = _joined([one.rows_ND for one in parts])
+        ids_RK = _joined([one.ids_NK for one in parts])
+        weights_RK = _joined([one.weights_NK for one in parts]).to(self._device)
+        began_s = perf_counter()
+        y_RD = self._shard.forward(layer, x_RD, ids_RK, weights_RK)
+        ended_s = perf_counter()
+        sends: list[Message] = []
+        offset = 0
+        for rank, one in received.items():
+            count = len(one.rows_ND)
+            sends.append(self._exchange.send_result(y_RD[offset : offset + count], rank))
+            offset += count
+        self.times.rows += offset
+        self.times.compute_s += ended_s - began_s
+        self.times.communication_s += perf_counter() - ended_s + began_s - arrived_s
+        return sends
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,21 +1,39 @@
 """The message that carries rows to an expert rank, as bytes in one preallocated buffer.
 
 Layout: count int32, padding to 16 | ids int32 [count, K] | weights fp32 [count, K] | padding
-to 16 | rows [count, D]. An id of -1 marks a choice that another rank serves.
-Shape suffixes: N rows in the message, D hidden, K experts per token.
+to 16 | rows [count, D]. An id of -1 marks a choice that another rank serves, its weight says
+nothing. Shape suffixes: N rows in the message, D hidden, K experts per token.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
 _ALIGN = 16
+_MOST_KEPT = 256  # numbers of rows whose parts are laid out, before they are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class MessageParts:
+    """Views of a message of N rows. `host_*` are the same memory, for numpy."""
+
+    ids_NK: torch.Tensor  # int32, on the host
+    weights_NK: torch.Tensor  # fp32, on the host
+    rows_ND: torch.Tensor  # in the model's dtype, on the device
+    routing: torch.Tensor  # what travels without the rows
+    whole: torch.Tensor | None  # what travels where the rows are in the same buffer
+    host_ids_NK: np.ndarray
+    host_weights_NK: np.ndarray
 
 
 class RowMessage:
     """A buffer for up to `max_rows` rows. Routing lies on the host; rows lie on `device`.
 
-    On CPU both share one buffer, so one send carries them; on GPU they are two.
+    On CPU both share one buffer, so one send carries them; on GPU they are two. `address` is
+    where the routing begins, for the compiled library, which knows the layout as well.
     """
 
     def __init__(
@@ -36,6 +54,9 @@ class RowMessage:
             if self._shared
             else torch.zeros(rows_bytes, dtype=torch.uint8, device=device)
         )
+        self.address = self._host.data_ptr()
+        self._count_1 = self._host[:4].view(torch.int32).numpy()
+        self._kept: dict[int, MessageParts] = {}
 
     def _routing_bytes(self, count: int) -> int:
         raw = _ALIGN + count * self._top_k * 8
@@ -44,35 +65,57 @@ class RowMessage:
     @property
     def count(self) -> int:
         """Rows in the message, as its header says."""
-        return int(self._host[:4].view(torch.int32).item())
+        return int(self._count_1[0])
 
     def set_count(self, count: int) -> None:
         """Begin a message of `count` rows."""
         assert 0 <= count <= self.max_rows
-        self._host[:4].view(torch.int32).fill_(count)
+        self._count_1[0] = count
+
+    def parts(self, count: int) -> MessageParts:
+        """The parts of a message of `count` rows."""
+        kept = self._kept.get(count)
+        if kept is None:
+            if len(self._kept) == _MOST_KEPT:
+                self._kept.clear()
+            kept = self._kept[count] = self._lay_out(count)
+        return kept
+
+    def _lay_out(self, count: int) -> MessageParts:
+        size = count * self._top_k * 4
+        end = self._routing_bytes(count)
+        ids_NK = self._host[_ALIGN : _ALIGN + size].view(torch.int32).view(count, self._top_k)
+        weights = self._host[_ALIGN + size : _ALIGN + 2 * size].view(torch.float32)
+        start = end if self._shared else 0
+        rows = self._rows[start : start + count * self._row_bytes]
+        return MessageParts(
+            ids_NK=ids_NK,
+            weights_NK=weights.view(count, self._top_k),
+            rows_ND=rows.view(self._dtype).view(count, self._hidden),
+            routing=self._host[:end],
+            whole=self._host[: end + count * self._row_bytes] if self._shared else None,
+            host_ids_NK=ids_NK.numpy(),
+            host_weights_NK=weights.view(count, self._top_k).numpy(),
+        )
 
     def ids(self, count: int) -> torch.Tensor:
         """View of the expert ids, int32 [N, K], on the host."""
-        size = count * self._top_k * 4
-        return self._host[_ALIGN : _ALIGN + size].view(torch.int32).view(count, self._top_k)
+        return self.parts(count).ids_NK
 
     def weights(self, count: int) -> torch.Tensor:
         """View of the expert weights, fp32 [N, K], on the host."""
-        size = count * self._top_k * 4
-        start = _ALIGN + size
-        return self._host[start : start + size].view(torch.float32).view(count, self._top_k)
+        return self.parts(count).weights_NK
 
     def rows(self, count: int) -> torch.Tensor:
         """View of the rows, [N, D] in the model's dtype, on the device."""
-        start = self._routing_bytes(count) if self._shared else 0
-        flat = self._rows[start : start + count * self._row_bytes]
-        return flat.view(self._dtype).view(count, self._hidden)
+        return self.parts(count).rows_ND
 
     def whole(self, count: int) -> torch.Tensor:
         """Routing and rows of `count` rows as one message (CPU only)."""
-        assert self._shared
-        return self._host[: self._routing_bytes(count) + count * self._row_bytes]
+        whole = self.parts(count).whole
+        assert whole is not None
+        return whole
 
     def routing(self, count: int) -> torch.Tensor:
         """Only the routing of `count` rows, on the host."""
-        return self._host[: self._routing_bytes(count)]
+        return self.parts(count).routing

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 
 import torch
+
+from model.cpu_kernels.binary import load_binary
 
 _PANEL = 32  # outputs side by side in a packed matrix
 _HALF_PANEL = 16
@@ -39,9 +40,13 @@ _SIGNATURES = {
 
 
 class CpuKernels:
-    """Typed calls into the compiled library. Tensors are bf16 on the CPU where not said else."""
+    """Typed calls into the compiled library. Tensors are bf16 on the CPU where not said else.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    `num_threads` share each call's work: the caller's own, and helpers where it is large enough.
+    """
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int = 1) -> None:
+        self.num_threads = num_threads
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
@@ -84,7 +89,7 @@ class CpuKernels:
             rows,
             inputs,
             outputs,
-            torch.get_num_threads(),
+            self.num_threads,
         )
         return y_TO
 
@@ -118,7 +123,7 @@ class CpuKernels:
             width,
             inner,
             y_TD.data_ptr(),
-            torch.get_num_threads(),
+            self.num_threads,
         )
         if missing:
             raise KeyError(f"expert {missing - 1} is not held here")
@@ -198,7 +203,7 @@ class CpuKernels:
             window or 0,
             head_dim**-0.5,
             out.data_ptr(),
-            torch.get_num_threads(),
+            self.num_threads,
         )
         return out
 
@@ -231,19 +236,28 @@ class CpuKernels:
             window or 0,
             head_dim**-0.5,
             out.data_ptr(),
-            torch.get_num_threads(),
+            self.num_threads,
         )
         return out
 
 
 @functools.cache
 def load_kernels() -> CpuKernels | None:
-    """The kernels, or None where they were not built or this CPU cannot run them."""
-    found = importlib.util.find_spec("model.cpu_kernels._library")
-    if found is None or found.origin is None:
-        return None
-    library = ctypes.CDLL(found.origin)
-    return CpuKernels(library) if library.windrose_supported() else None
+    """The process's kernels, or None where they were not built or this CPU cannot run them."""
+    binary = load_binary()
+    return None if binary is None else CpuKernels(binary)
+
+
+def use_threads(num_threads: int, dtype: torch.dtype) -> None:
+    """Give this process's arithmetic in `dtype` so many threads.
+
+    Where the kernels do the work, torch's own operations beside them are small and get one:
+    OpenMP's threads wait for each other even when one has lost its core to another process.
+    """
+    kernels = load_kernels() if dtype == torch.bfloat16 else None
+    if kernels is not None:
+        kernels.num_threads = num_threads
+    torch.set_num_threads(1 if kernels is not None else num_threads)
 
 
 def kernels_for(weight: torch.Tensor) -> CpuKernels | None:

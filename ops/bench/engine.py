@@ -11,6 +11,7 @@ import torch
 
 from actors.model_plan import ModelPlan, plan_model
 from configs.schema import Dtype, WindroseConfig
+from model.cpu_kernels.library import load_kernels
 from ops.bench.engine_report import FIGURES_OF, progress_of, result_of, table_of
 from ops.bench.floor import DecodeFloor, Floor, PrefillFloor
 from ops.bench.own_engine import Generated, OwnEngine, Peer
@@ -49,7 +50,9 @@ def bench_engine(bench: EngineBench) -> Report:
     Raises:
         ValueError: the checkpoint cannot be served, or cannot hold such prompts and outputs.
     """
-    torch.set_num_threads(bench.threads)
+    torch.set_num_threads(bench.threads)  # the peer's too
+    if (kernels := load_kernels()) is not None:
+        kernels.num_threads = bench.threads
     plan = _plan(bench)
     floor = _floor(bench, plan)
     engine = OwnEngine(plan)

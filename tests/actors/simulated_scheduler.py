@@ -52,18 +52,21 @@ class Simulation:
 
     def __init__(self, limits: SchedulerLimits, num_blocks: int) -> None:
         self.limits = limits
+        self.most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(limits, self.pool)
         self.cache = ShadowCache(num_blocks, limits.block_size, shares=limits.enable_prefix_caching)
-        self.requests: dict[str, GenerateRequest] = {}  # live, in order of arrival
+        self.requests: dict[str, GenerateRequest] = {}  # live
         self.answers: dict[str, Answer] = {}
         self.got: dict[str, list[int]] = {}
         self.computed: dict[str, int] = {}  # rows of those that run whose KV is in place
         self.cached: dict[str, int] = {}  # tokens the live requests were first admitted with
         self.past_prefill: set[str] = set()
-        self.first_tokens: list[int] = []  # arrivals, in order of first token since joining
-        self.joined: dict[str, int] = {}
+        self.began: set[str] = set()  # admitted in this step
+        self.turns: dict[str, tuple[int, float, int]] = {}
+        self.now_s = 0.0
         self.num_joined = self.num_mixed = self.num_cut = self.num_aborted = self.num_failed = 0
+        self.num_overtook = self.num_paced = 0
         self.num_queried = self.num_hits = 0
 
     def add(self, request: GenerateRequest) -> None:
@@ -71,7 +74,9 @@ class Simulation:
             self.answers[request.request_id] = alone(request, self.limits.max_model_len)
             self.got[request.request_id] = []
         self.requests[request.request_id] = request
-        self.joined[request.request_id] = self.num_joined
+        turn = (request.priority, request.arrival_s, self.num_joined)
+        self.num_overtook += any(turn < self.turns[one] for one in self.computed)
+        self.turns[request.request_id] = turn
         self.num_joined += 1
         assert self.scheduler.add(request) == []
 
@@ -82,7 +87,7 @@ class Simulation:
         self.num_aborted += 1
 
     def _forget(self, request_id: str) -> None:
-        del self.requests[request_id], self.joined[request_id]
+        del self.requests[request_id], self.turns[request_id]
         self.computed.pop(request_id, None)
         self.cached.pop(request_id, None)
         self.past_prefill.discard(request_id)
@@ -103,10 +108,15 @@ class Simulation:
         self.scheduler.check_integrity()
 
     def step(self, abort_in_flight: Sequence[str] = (), fail_in_flight: int = 0) -> None:
+        allowed = self._prompt_rows_allowed()
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
-        self._check(plan)
+        self._check(plan, allowed)
+        num_prefills = plan.num_rows - len(plan.decodes)
+        self.scheduler.pace.begin(self.now_s, len(plan.decodes), num_prefills)
+        self.now_s += 0.01 + 0.001 * len(plan.decodes) + 0.004 * num_prefills
         tokens = self._forward(plan)
+        self._check_turns(plan)
         for request_id in abort_in_flight:
             self.abort(request_id)
             self.scheduler.check_integrity()
@@ -126,7 +136,7 @@ class Simulation:
         """As when the model gives them no finite logits."""
         bad = [chunk.sequence for chunk in chunks]
         theirs = {block_id for one in bad for block_id in one.block_ids}
-        others = [one for one in self.scheduler._running if one not in bad]
+        others = [one for one in self.scheduler._admission.running if one not in bad]
         cleared = self.scheduler.fail(bad)
         assert sorted(cleared) == sorted(theirs.difference(*(one.block_ids for one in others)))
         self.cache.forget(theirs)
@@ -137,8 +147,10 @@ class Simulation:
                 self.num_failed += 1
 
     def drain(self) -> None:
-        # Each step runs a row of the oldest request, and nobody preempts that one.
-        bound = 1 + self.limits.max_model_len * len(self.requests)
+        # Each step that only decodes for the pace's sake is followed by one that does not, and
+        # that runs a row of who is first among those that run, whom nobody preempts. It is first
+        # until it ends or a request before it is admitted, as happens once for each that ends.
+        bound = 1 + 2 * self.limits.max_model_len * (1 + len(self.requests)) ** 2
         while self.requests:
             bound -= 1
             assert bound > 0, "no progress"
@@ -151,7 +163,15 @@ class Simulation:
             self.num_hits,
         )
 
-    def _check(self, plan: StepPlan) -> None:
+    def _prompt_rows_allowed(self) -> int:
+        waiting = [one for one in self.requests if one not in self.computed]
+        waiting.sort(key=lambda one: self.turns[one])
+        places = self.most_running - len(self.computed)
+        prompts = sum(not self.got[one] for one in [*self.computed, *waiting[:places]])
+        allowed = self.scheduler.pace.max_prefill_rows(len(self.past_prefill), prompts)
+        return allowed if prompts else self.limits.max_num_batched_tokens
+
+    def _check(self, plan: StepPlan, allowed: int) -> None:
         chunks = chunks_of(plan)
         ids = [c.sequence.request_id for c in chunks]
         assert plan.num_rows == sum(c.num_tokens for c in chunks)
@@ -159,20 +179,31 @@ class Simulation:
         assert bool(plan) == bool(self.requests) == self.scheduler.has_work
         assert len(set(ids)) == len(ids) <= self.limits.max_num_seqs
         assert set(ids) <= set(self.requests)
-        # Every decode has its row, unless it gave way to an older one.
+        # Every decode has its row, unless it gave way to one before it.
         decodes = [c.sequence.request_id for c in plan.decodes]
         assert set(decodes) | (set(plan.preempted) & self.past_prefill) == self.past_prefill
-        assert not set(plan.preempted) & set(ids)
+        assert not set(plan.preempted) & set(decodes)
         for victim in plan.preempted:
-            assert all(self.joined[victim] > self.joined[request_id] for request_id in ids)
+            back = victim in ids  # it found its blocks with another, and others came in behind it
+            assert back or all(self.turns[victim] > self.turns[one] for one in ids)
             del self.computed[victim]
             self.past_prefill.discard(victim)
         for chunk in plan.decodes:
             assert chunk.num_tokens == 1 and chunk.samples
-        if self.requests:
-            assert min(self.requests, key=lambda r: self.joined[r]) in ids, "the oldest waits"
+        unread = [c for c in plan.prefills if not self.got[c.sequence.request_id]]
+        assert sum(c.num_tokens for c in unread) <= allowed
+        self.num_paced += allowed < self.limits.max_num_batched_tokens
+        running = self.computed.keys() | set(ids)
+        if running and allowed:
+            assert min(running, key=lambda r: self.turns[r]) in ids, "the first waits"
         self.num_mixed += bool(plan.decodes and plan.prefills)
         self.num_cut += sum(not c.samples for c in plan.prefills)
+
+    def _check_turns(self, plan: StepPlan) -> None:
+        """Nobody is admitted before its turn."""
+        ids = {c.sequence.request_id for c in plan.prefills if c.sequence.request_id in self.began}
+        waiting = [turn for one, turn in self.turns.items() if one not in self.computed]
+        assert not ids or not waiting or max(self.turns[one] for one in ids) < min(waiting)
 
     def _admit(self, sequence: RunningSequence) -> None:
         """What it begins with must be the longest prefix known at this moment."""
@@ -187,9 +218,11 @@ class Simulation:
 
     def _forward(self, plan: StepPlan) -> list[tuple[int, TokenLogprobs | None]]:
         written = set[int]()
+        self.began.clear()
         for chunk in chunks_of(plan):
             sequence, request_id = chunk.sequence, chunk.sequence.request_id
             if request_id not in self.computed:
+                self.began.add(request_id)
                 self._admit(sequence)
             assert chunk.start == self.computed[request_id], "rows left out or repeated"
             end = self.computed[request_id] = chunk.start + chunk.num_tokens
@@ -198,7 +231,7 @@ class Simulation:
             assert not slots & written
             written |= slots
             filled = {slot // self.limits.block_size for slot in slots}
-            for other in self.scheduler._running:
+            for other in self.scheduler._admission.running:
                 assert other is sequence or not filled & set(other.block_ids)
         tokens: list[tuple[int, TokenLogprobs | None]] = []
         for chunk in plan.decodes + plan.prefills:
@@ -212,8 +245,6 @@ class Simulation:
         assert [e.request_id for e in events] == [r for r in sampling if r in self.requests]
         for event in events:
             request_id = event.request_id
-            if request_id not in self.past_prefill and not self.got[request_id]:
-                self.first_tokens.append(self.joined[request_id])
             self.past_prefill.add(request_id)
             first = len(self.got[request_id]) == len(self.requests[request_id].output_token_ids)
             assert event.num_cached_tokens == (self.cached[request_id] if first else 0)
@@ -227,7 +258,6 @@ class Simulation:
                 assert self.got[request_id] == outputs
                 assert (event.finish_reason, event.stop_token_id) == (reason, stop_token_id)
                 self._forget(request_id)
-        assert self.first_tokens == sorted(self.first_tokens), "someone was overtaken"
 
 
 def chunks_of(plan: StepPlan) -> list[ScheduledChunk]:
@@ -240,8 +270,13 @@ def make_limits(
     return SchedulerLimits(seqs, budget, model_len, block_size, frozenset({EOS}), caching)
 
 
-def random_request(rng: random.Random, request_id: str, max_model_len: int) -> GenerateRequest:
-    """Half of the prompts begin as others do, for a while or to their end."""
+def random_request(
+    rng: random.Random, request_id: str, max_model_len: int, now_s: float = 0.0
+) -> GenerateRequest:
+    """Half of the prompts begin as others do, for a while or to their end.
+
+    Some took long to come here, and some are more or less important than most.
+    """
     length = rng.randint(1, max_model_len - 1)
     known = random.Random(rng.randrange(3))
     num_known = rng.choice([0, rng.randint(0, length), length])
@@ -257,4 +292,6 @@ def random_request(rng: random.Random, request_id: str, max_model_len: int) -> G
             ignore_eos=rng.random() < 0.6,
             stop_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 0, 1, 2]))),
         ),
+        arrival_s=now_s - rng.choice([0.0, 0.0, 0.1, 3.0]),
+        priority=rng.choice([0, 0, 0, -1, 3]),
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actors.engine_build import all_experts, build_engine, colocated_engine
-from actors.model_plan import ModelPlan, plan_model
+from actors.model_plan import ModelPlan, default_threads, plan_model
 from configs.schema import WindroseConfig
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint
@@ -45,12 +45,23 @@ def test_defaults(directory: Path) -> None:
     assert plan.limits.max_num_batched_tokens == 512
     assert plan.limits.block_size == 16
     assert plan.limits.enable_prefix_caching
+    assert plan.limits.max_itl_stretch == 2.0
     assert set(plan.limits.eos_token_ids) == {2, 7}
     assert plan.kv_cache_bytes == 1 << 30
     # 1 GiB holds far more than 64 sequences of 1000 tokens can use.
     assert plan.num_blocks(CPU) == 64 * 63
     assert plan.threads >= 1
     assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "waits_for_all", "threads"),
+    [(2, 1, True, 1), (2, 1, False, 2), (2, 3, False, 1), (16, 3, True, 5), (16, 4, False, 4)],
+)
+def test_threads_share_out_the_cores(
+    cores: int, ranks: int, waits_for_all: bool, threads: int
+) -> None:
+    assert default_threads(cores, ranks, waits_for_all=waits_for_all) == threads
 
 
 def test_settings_are_taken_over(directory: Path) -> None:
@@ -64,6 +75,7 @@ def test_settings_are_taken_over(directory: Path) -> None:
         max_num_batched_tokens=33,
         block_size=8,
         enable_prefix_caching=False,
+        max_itl_stretch=0,
         threads_per_actor=3,
         kv_cache_memory_bytes=TOKEN_BYTES // 2 * 8 * 20 + 1,
     )
@@ -71,6 +83,7 @@ def test_settings_are_taken_over(directory: Path) -> None:
     assert (limits.max_model_len, limits.max_num_seqs) == (100, 5)
     assert (limits.max_num_batched_tokens, limits.block_size) == (33, 8)
     assert not limits.enable_prefix_caching
+    assert limits.max_itl_stretch == 0
     assert (plan.torch_dtype, plan.threads) == (torch.bfloat16, 3)
     assert plan.num_blocks(CPU) == 20
     ranks = plan.ranks(3)

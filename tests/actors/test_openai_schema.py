@@ -71,6 +71,12 @@ def refused(body: bytes, schema: type[SamplingFields] = ChatRequest) -> BadReque
         ("max_tokens", -5, "max_tokens"),
         ("max_tokens", 3.5, "max_tokens"),
         ("max_completion_tokens", 0, "max_completion_tokens"),
+        ("priority", 1.5, "priority"),
+        ("priority", "1", "priority"),
+        ("priority", True, "priority"),
+        ("priority", [1], "priority"),
+        ("priority", 2**63, "priority"),
+        ("priority", -(2**63) - 1, "priority"),
         ("n", 0, "n"),
         ("n", 1000, "n"),
         ("n", False, "n"),
@@ -140,6 +146,8 @@ def test_a_bad_field_is_named(field: str, value: object, param: str) -> None:
         ("prompt", "\udfff"),
         ("prompt", ["a"] * 257),
         ("suffix", "end"),
+        ("priority", 0.5),
+        ("priority", "high"),
         ("logprobs", 21),
         ("logprobs", True),
         ("best_of", 3),
@@ -215,6 +223,7 @@ def test_defaults() -> None:
     body = chat()
     assert (body.temperature, body.top_p, body.top_k, body.n) == (1.0, 1.0, 0, 1)
     assert body.seed is None
+    assert body.priority == completion().priority == 0
     assert not body.stream
 
 

@@ -18,12 +18,17 @@ from hypothesis.stateful import (
 from tests.actors.simulated_scheduler import Simulation, make_limits, random_request
 
 
+# The pace always lets 16 rows of a prompt go on: it shows in the second of these.
+@pytest.mark.parametrize(("budget", "max_model_len"), [(16, 40), (64, 120)])
 @pytest.mark.parametrize("caching", [True, False])
-def test_a_long_run_with_every_kind_of_trouble(caching: bool) -> None:
+def test_a_long_run_with_every_kind_of_trouble(
+    caching: bool, budget: int, max_model_len: int
+) -> None:
     rng = random.Random(7)
-    simulation = Simulation(make_limits(6, 16, 40, 4, caching), num_blocks=17)
+    limits = make_limits(6, budget, max_model_len, 4, caching)
+    simulation = Simulation(limits, num_blocks=17 * max_model_len // 40)
     for number in range(300):
-        simulation.add(random_request(rng, f"r{number}", 40))
+        simulation.add(random_request(rng, f"r{number}", max_model_len, simulation.now_s))
         for _ in range(rng.choice([0, 1, 3, 12])):
             live = list(simulation.requests)
             in_flight = rng.sample(live, 1) if live and rng.random() < 0.03 else []
@@ -40,6 +45,7 @@ def test_a_long_run_with_every_kind_of_trouble(caching: bool) -> None:
     # The run is worth something only if all of it happened.
     assert simulation.scheduler.num_preemptions_total > 20
     assert simulation.num_mixed > 100 and simulation.num_cut > 100
+    assert simulation.num_overtook > 30 and simulation.num_paced > (5 if budget == 16 else 500)
     finished = [
         r for r, (outputs, _, _) in simulation.answers.items() if simulation.got[r] == outputs
     ]
@@ -82,8 +88,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         rng = random.Random(seed)
         for _ in range(count):
             name = f"r{self.simulation.num_joined}"
-            request = random_request(rng, name, self.simulation.limits.max_model_len)
-            self.simulation.add(request)
+            simulation = self.simulation
+            request = random_request(rng, name, simulation.limits.max_model_len, simulation.now_s)
+            simulation.add(request)
 
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:

@@ -39,10 +39,16 @@ APART = [
         prefix_cache_hits=48,
         num_rows=9,
         num_steps=5,
+        wait_s=3.5,
+        compute_s=4.5,
+        communication_s=0.75,
+        micro_batches=2,
     ),
     actor(1, "attention", placement_version=5, placement=PLACEMENT, expert_tokens=[[0, 1, 2]] * 2),
     actor(2, "expert", num_rows=30, wait_s=1.5, compute_s=2.25, num_steps=6),
-    actor(3, "expert", num_rows=12, wait_s=0.5, compute_s=0.125, num_steps=6),
+    actor(
+        3, "expert", num_rows=12, wait_s=0.5, compute_s=0.125, communication_s=0.0625, num_steps=6
+    ),
 ]
 
 INGRESS = ActorIdentity("", -1, "ingress", 77, "10.0.0.1", "cpu")
@@ -180,6 +186,7 @@ def test_metrics_of_all_actors() -> None:
         ("windrose_engine_steps_total", 0, 5),
         ("windrose_engine_rows_total", 0, 9),
         ("windrose_num_requests_running", 1, 0),
+        ("windrose_micro_batches", 0, 2),
         ("windrose_expert_actor_rows_total", 2, 30),
         ("windrose_expert_actor_wait_seconds_total", 2, 1.5),
         ("windrose_expert_actor_compute_seconds_total", 3, 0.125),
@@ -194,6 +201,17 @@ def test_metrics_of_all_actors() -> None:
         ("0", "0"): 6, ("0", "1"): 4, ("0", "2"): 2,
         ("1", "0"): 1, ("1", "1"): 2, ("1", "2"): 9,
     }  # fmt: skip
+    spent = {key[1]: found[key] for key in found if key[0] == "windrose_step_seconds_total"}
+    assert len(spent) == 3 * len(APART)
+    for phase, place, role, seconds in [
+        ("wait", "0", "attention", 3.5),
+        ("compute", "0", "attention", 4.5),
+        ("communication", "0", "attention", 0.75),
+        ("wait", "2", "expert", 1.5),
+        ("compute", "3", "expert", 0.125),
+        ("communication", "3", "expert", 0.0625),
+    ]:
+        assert spent[phase, "p0", place, role] == seconds
     # Attention actors have no expert actor's series, nor the reverse.
     ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
     assert not any(("engine" in name or "prefix" in name) and rank in "23" for name, rank in ranks)

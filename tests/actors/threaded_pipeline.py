@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,11 +20,13 @@ from actors.rendezvous import Rendezvous, host_store
 from actors.step_loop import StepLoop
 from model.checkpoint import Checkpoint
 from model.dispatch import Dispatcher, LocalDispatcher
+from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange, StepHeader
 from model.expert_load import ExpertLoad
-from model.expert_server import ServerTimes
+from model.expert_server import ExpertServer
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement, split_evenly
+from model.role_times import RoleTimes
 
 HOST = "127.0.0.1"
 CPU = torch.device("cpu")
@@ -35,11 +38,9 @@ class WatchedExchange(Exchange):
 
     on_open: Callable[[int], None] = staticmethod(lambda _num_rows: None)
 
-    def open_step(
-        self, num_rows: int, placement_version: int, *, next_epoch: int = 0, stop: bool = False
-    ) -> list[StepHeader]:
+    def open_step(self, num_rows: int, placement_version: int, **rest: Any) -> list[StepHeader]:
         self.on_open(num_rows)
-        return super().open_step(num_rows, placement_version, next_epoch=next_epoch, stop=stop)
+        return super().open_step(num_rows, placement_version, **rest)
 
 
 class ThreadedPipeline:
@@ -51,13 +52,35 @@ class ThreadedPipeline:
         self.engines: list[Engine] = []
         self.loads: list[ExpertLoad] = []
         self.loops: list[StepLoop] = []
-        self.expert_times: list[ServerTimes] = []
+        self.dispatchers: list[ExactDispatcher] = []
+        self.servers: list[ExpertServer] = []
         self.exchanges = self._meet() if plan.num_expert else []
         self.failures: list[BaseException] = []
-        self._threads = [
-            threading.Thread(target=self._run, args=(target,), daemon=True)
-            for target in self._attention() + self._experts()
+        self._attention()
+        self._experts()
+        self._threads = self._new_threads()
+
+    def _new_threads(self) -> list[threading.Thread]:
+        targets = [run.run for run in self.loops] + [run.run for run in self.servers]
+        return [
+            threading.Thread(target=self._run, args=(target,), daemon=True) for target in targets
         ]
+
+    @property
+    def expert_times(self) -> list[RoleTimes]:
+        return [server.times for server in self.servers]
+
+    def meet_again(self) -> None:
+        """Once every rank has lost its peers: the same ranks in the next epoch, not started."""
+        self.join()
+        self.failures.clear()
+        self.exchanges = self._meet()
+        for exchange, dispatcher, loop in zip(self.exchanges, self.dispatchers, self.loops):
+            dispatcher.attach(exchange, self._placement)
+            loop.attach(exchange, 2)
+        for exchange, server in zip(self.exchanges[self.plan.num_attention :], self.servers):
+            server.attach(exchange)
+        self._threads = self._new_threads()
 
     def _meet(self) -> list[WatchedExchange]:
         plan = self.plan
@@ -73,7 +96,7 @@ class ThreadedPipeline:
             for one in made
         ]
 
-    def _attention(self) -> list[Callable[[], object]]:
+    def _attention(self) -> None:
         plan, checkpoint = self.plan, Checkpoint(self.plan.model_dir)
         for rank in range(plan.num_attention):
             dispatcher: Dispatcher
@@ -86,24 +109,21 @@ class ThreadedPipeline:
             else:
                 dispatcher = exact_dispatcher(plan, CPU)
                 dispatcher.attach(exchange, self._placement)
+                self.dispatchers.append(dispatcher)
             weights = load_decoder(checkpoint, plan.model, plan.torch_dtype, CPU)
             built = build_engine(plan, weights, dispatcher, CPU)
             self.engines.append(built.engine)
             self.loads.append(built.load)
             self.loops.append(StepLoop(built.engine, exchange, self._emit_of(rank)))
-        return [loop.run for loop in self.loops]
 
-    def _experts(self) -> list[Callable[[], object]]:
+    def _experts(self) -> None:
         plan, checkpoint = self.plan, Checkpoint(self.plan.model_dir)
-        runs: list[Callable[[], object]] = []
         for exchange in self.exchanges[plan.num_attention :]:
             held = self._placement.held_by(exchange.ranks.own)
             shard = load_experts(checkpoint, plan.model, held, plan.torch_dtype, CPU)
             server = expert_server(plan, shard, CPU)
             server.attach(exchange)
-            self.expert_times.append(server.times)
-            runs.append(server.run)
-        return runs
+            self.servers.append(server)
 
     @property
     def _placement(self) -> ExpertPlacement:

@@ -17,9 +17,10 @@ from actors.process_group import join
 from actors.rendezvous import Rendezvous
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
-from model.exchange import Exchange, Ranks
+from model.exchange import Exchange, Ranks, agreed_micro_batches
 from model.expert_server import ExpertServer
 from model.experts import Expert, ExpertShard
+from model.micro_batch import even_sizes
 from model.placement import ExpertPlacement, split_evenly
 
 CPU = torch.device("cpu")
@@ -43,6 +44,7 @@ class Scenario:
     rotated: bool  # another rank for the same expert in each layer
     dtype: str = "float32"
     top_k: int = 2
+    micro_batches: int = 1
 
     @property
     def hidden(self) -> int:
@@ -185,7 +187,10 @@ def _run_steps(scenario: Scenario, exchange: Exchange) -> tuple[int, float]:
     )
     checked, worst = 0, 0.0
     for step, (counts, _) in enumerate(scenario.steps):
-        headers = exchange.open_step(counts[rank], 7)
+        # The ranks with fewer rows would have it otherwise.
+        wanted = scenario.micro_batches if counts[rank] == max(counts) else 1
+        headers = exchange.open_step(counts[rank], 7, micro_batches=wanted)
+        assert agreed_micro_batches(headers) == scenario.micro_batches
         assert [h.num_rows for h in headers] == list(counts), headers
         assert all(h.placement_version == 7 and not h.stop for h in headers), headers
         if not counts[rank]:
@@ -193,10 +198,10 @@ def _run_steps(scenario: Scenario, exchange: Exchange) -> tuple[int, float]:
         x = scenario.rows(step, rank)
         before = x.clone()
         for layer in range(LAYERS):
-            for sums in dispatcher._sums.values():
-                sums.fill_(torch.nan)
+            for flight in dispatcher._flights:
+                flight.sums_SD[:-1].fill_(torch.nan)
             routing = scenario.routing(step, rank, layer)
-            y = dispatcher.combine(dispatcher.dispatch(layer, x, *routing))
+            y = _through_experts(dispatcher, layer, x, routing, scenario.micro_batches)
             if scenario.real_experts:
                 want = local.combine(local.dispatch(layer, x, *routing))
             else:
@@ -213,6 +218,20 @@ def _run_steps(scenario: Scenario, exchange: Exchange) -> tuple[int, float]:
     return checked, worst
 
 
+def _through_experts(
+    dispatcher: ExactDispatcher,
+    layer: int,
+    x_TD: torch.Tensor,
+    routing: tuple[torch.Tensor, torch.Tensor],
+    micro_batches: int,
+) -> torch.Tensor:
+    """All micro-batches under way at once; their sums."""
+    sizes = [size for size in even_sizes(len(x_TD), micro_batches) if size]
+    parts = zip(x_TD.split(sizes), routing[0].split(sizes), routing[1].split(sizes), strict=True)
+    under_way = [dispatcher.dispatch(layer, *part) for part in parts]
+    return torch.cat([dispatcher.combine(one) for one in under_way])
+
+
 def expert_rank(
     scenarios: tuple[Scenario, ...], port: int, epoch: int, rank: int
 ) -> list[tuple[int, int]]:
@@ -221,8 +240,9 @@ def expert_rank(
     served = []
     for scenario in scenarios:
         server = server_of(scenario, exchange)
-        for message in server._messages.values():
-            message._host.fill_(0xFF)  # NaN rows and weights, id -1, count -1
+        for inbox in server._inboxes:
+            for message in inbox.values():
+                message._host.fill_(0xFF)  # NaN rows and weights, id -1, count -1
         server.run()
         served.append((server.times.steps, server.times.rows))
     return served

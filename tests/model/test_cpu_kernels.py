@@ -17,27 +17,21 @@ BF16 = torch.bfloat16
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module")
-def kernels() -> CpuKernels:
+@pytest.fixture(params=[1, 2, 3])
+def kernels(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
     found = load_kernels()
     if found is None:
         # Only a machine that cannot run them may go without: a build that failed must be seen.
         assert "avx512_bf16" not in _cpu_flags(), "the kernels are not built: make setup"
         pytest.skip("no AVX512-BF16 here")
-    return found
+    before, found.num_threads = found.num_threads, request.param
+    yield found
+    found.num_threads = before
 
 
 def _cpu_flags() -> str:
     with open("/proc/cpuinfo") as file:
         return next(line for line in file if line.startswith("flags"))
-
-
-@pytest.fixture(params=[1, 2], autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def _random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from actors.process_group import join
 from actors.rendezvous import Rendezvous, host_store
-from model.exchange import Exchange, Ranks
+from model.exchange import Exchange, Ranks, StepHeader, agreed_micro_batches
 from model.placement import split_evenly
 from model.row_message import RowMessage
 from tests.model.dispatch_ranks import (
@@ -101,11 +101,34 @@ def test_sums_come_back(
     exact = (linear, replace(linear, rotated=True), replace(linear, top_k=1))
     real = replace(linear, real_experts=True, rotated=True, top_k=3)
     in_bf16 = replace(real, dtype="bfloat16")
-    errors = run(processes, port, (*exact, real, in_bf16))
-    assert errors[:3] == [0.0, 0.0, 0.0]
-    assert errors[3] < 2e-6
+    cut = [replace(linear, rotated=True, micro_batches=count) for count in (2, 3)]
+    errors = run(processes, port, (*exact, *cut, real, in_bf16))
+    assert errors[:5] == [0.0] * 5
+    assert errors[5] < 2e-6
     # Sums rounded per rank, then added: a few units in bf16's last place of values around 1.
-    assert errors[4] < 0.05
+    assert errors[6] < 0.05
+
+
+def test_the_rank_with_most_rows_decides() -> None:
+    def agreed(*brought: tuple[int, int]) -> int:
+        headers = [StepHeader(1, rows, 1, 0, wanted, False, False) for rows, wanted in brought]
+        return agreed_micro_batches(headers)
+
+    assert agreed((5, 1), (9, 2), (0, 3)) == 2
+    assert agreed((9, 3), (9, 1)) == 3
+    assert agreed((0, 1)) == 1
+
+
+def test_experts_answer_only_who_asked(port: int) -> None:
+    attention, expert = two_ranks(port, 20.0)
+    with ThreadPoolExecutor(1) as thread:
+        for asks in (False, True):
+            heard = thread.submit(expert.await_step)
+            attention.open_step(3, 1, asks_busy=asks)
+            assert [header.asks_busy for header in heard.result()] == [asks]
+        told = thread.submit(expert.tell_busy, 0.25, [0])
+        assert attention.ask_busy() == [0.25]
+        told.result()
 
 
 @pytest.mark.parametrize(
