@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actors.messages import GenerateRequest, TokenEvent
@@ -11,9 +13,13 @@ from model.sampling_params import SamplingParams
 
 
 def make_scheduler(
-    num_blocks: int = 64, seqs: int = 8, budget: int = 32, max_model_len: int = 64
+    num_blocks: int = 64,
+    seqs: int = 8,
+    budget: int = 32,
+    max_model_len: int = 64,
+    caching: bool = False,
 ) -> Scheduler:
-    limits = SchedulerLimits(seqs, budget, max_model_len, 4, (), False)
+    limits = SchedulerLimits(seqs, budget, max_model_len, 4, (), caching)
     return Scheduler(limits, BlockPool(num_blocks))
 
 
@@ -170,6 +176,35 @@ def test_nobody_makes_way_in_vain() -> None:
     scheduler.add(make_request("urgent", 30))  # eight, and one to spare for the first
     plan, _ = step(scheduler)
     assert (plan.preempted, rows(plan.decodes)) == ([], [("same", 1), ("less", 1)])
+
+
+def test_blocks_that_others_share_are_not_freed() -> None:
+    scheduler = make_scheduler(16, budget=64, caching=True)
+    running_and(scheduler, ("same", 25, 0))  # seven blocks
+    running_and(scheduler, ("less", 29, 1))  # six of those and two
+    scheduler.add(unlike("urgent", 34))  # nine and one to spare, of nine that could be free
+    plan, _ = step(scheduler)
+    assert (plan.preempted, len(plan.decodes)) == ([], 2)
+
+
+@pytest.mark.parametrize(("num_blocks", "preempted"), [(21, []), (22, ["less"])])
+def test_a_prefix_that_only_the_preempted_hold_is_counted_once(
+    num_blocks: int, preempted: list[str]
+) -> None:
+    scheduler = make_scheduler(num_blocks, budget=64, caching=True)
+    scheduler.add(unlike("same", 25))  # seven blocks
+    step(scheduler)
+    running_and(scheduler, ("less", 29, 1))  # eight
+    # Fourteen, six of them those of the other, and one to spare: all that the first leaves free.
+    scheduler.add(make_request("urgent", 55))
+    plan, _ = step(scheduler)
+    assert plan.preempted == preempted
+
+
+def unlike(request_id: str, prompt_len: int) -> GenerateRequest:
+    """A request that shares no prefix with others."""
+    request = make_request(request_id, prompt_len)
+    return replace(request, prompt_token_ids=tuple(range(500, 500 + prompt_len)))
 
 
 def test_who_made_way_for_nothing_but_its_priority_goes_on_from_what_it_had() -> None:
