@@ -127,6 +127,7 @@ class StepLoop:
                 headers = exchange.open_step(
                     plan.num_rows,
                     self.placement_version,
+                    num_decodes=len(plan.decodes),
                     next_epoch=self._next_epoch,
                     micro_batches=engine.micro_batches.propose(plan.num_rows),
                     stop=stopping,
@@ -136,8 +137,7 @@ class StepLoop:
                     return "stop"
                 if all_move(headers):
                     return "move"
-                own = exchange.ranks.attention.index(exchange.ranks.own)
-                self._begin(plan, [h.num_rows for i, h in enumerate(headers) if i != own])
+                self._begin(plan, headers)
                 if not any(header.num_rows for header in headers):
                     # News that reaches a rank whose header is out goes into the step after, and
                     # a wake may come before the news: stay near for as long as there was work.
@@ -158,10 +158,13 @@ class StepLoop:
         busy_s = exchange.ask_busy() if choice.asks_busy else ()
         choice.observe(self._engine.last_step, sum(h.num_rows for h in headers), busy_s)
 
-    def _begin(self, plan: StepPlan, others: Sequence[int] = ()) -> None:
+    def _begin(self, plan: StepPlan, headers: Sequence[StepHeader] = ()) -> None:
         """Tell the pace of the step that begins, or of the rest: a plan without rows."""
-        decodes = len(plan.decodes)
-        self._pace.begin(time.monotonic(), decodes, plan.num_rows - decodes, others)
+        decodes, prefills = len(plan.decodes), plan.num_rows - len(plan.decodes)
+        all_decodes = sum(header.num_decodes for header in headers)
+        all_prefills = sum(header.num_rows for header in headers) - all_decodes
+        peers = (all_decodes - decodes, all_prefills - prefills) if headers else (0, 0)
+        self._pace.begin(time.monotonic(), decodes, prefills, *peers)
 
     def _woken(self, timeout_s: float | None) -> bool:
         """Rest until woken or for so long; returns whether it was woken."""

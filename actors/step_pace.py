@@ -8,9 +8,6 @@ fall behind for the sake of a few streams. While nothing decodes, prompts have w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from actors.peer_rows import PeerRows
 from actors.step_costs import StepCosts
 
 FLOOR_ROWS = 16  # of each prompt go on in a step, however long they take
@@ -30,24 +27,30 @@ class StepPace:
         self._max_rows = max_rows
         self._extra = _AIM * (max_stretch - 1.0) if max_stretch else None
         self._costs = StepCosts()
-        self._peers = PeerRows()
+        self._peer_decodes = 0  # rows of the other attention ranks, in the last step
         self._told = False
         self._num_begun = 0  # steps of this epoch
         self._begun: tuple[float, int, int] | None = None  # at_s, decodes, prefills of all ranks
 
-    def begin(self, now_s: float, decodes: int, prefills: int, others: Sequence[int] = ()) -> None:
+    def begin(
+        self,
+        now_s: float,
+        decodes: int,
+        prefills: int,
+        peer_decodes: int = 0,
+        peer_prefills: int = 0,
+    ) -> None:
         """Take in that a step begins, at `now_s` of a monotonic clock, and the one before is over.
 
-        `others`: how many rows each of the other attention ranks brings. A step without any
-        rows is a rest.
+        The peers are the other attention ranks. A step without any rows is a rest.
         """
         if self._begun is not None:
             at_s, decode_rows, prefill_rows = self._begun
             self._costs.observe(decode_rows, prefill_rows, now_s - at_s)
-        self._peers.see(others)
+        self._peer_decodes = peer_decodes
         self._told = True
         self._num_begun += 1
-        self._begun = now_s, decodes + self._peers.decodes, prefills + self._peers.prefills
+        self._begun = now_s, decodes + peer_decodes, prefills + peer_prefills
 
     def interrupt(self) -> None:
         """Take in that an epoch begins: how long the step under way took says nothing."""
@@ -59,7 +62,7 @@ class StepPace:
 
         0 if it is to only decode, so that its time is known; never where it decodes nothing.
         """
-        total = decodes + self._peers.decodes
+        total = decodes + self._peer_decodes
         if self._extra is None or not total or not self._told:
             return self._max_rows
         if decodes and self._costs.calm_age(total) >= _STALE_STEPS and self._is_due():

@@ -137,8 +137,6 @@ class _EngineCollector(Collector):
             ("engine_steps", "Steps run", "num_steps", attention),
             ("engine_rows", "Rows run", "num_rows", attention),
             ("expert_actor_rows", "Rows an expert actor ran, over layers", "num_rows", expert),
-            ("expert_actor_wait_seconds", "Time waiting for rows", "wait_s", expert),
-            ("expert_actor_compute_seconds", "Time in the experts", "compute_s", expert),
         ):
             counter = CounterMetricFamily(f"windrose_{name}", text, labels=labels)
             for one in actors:

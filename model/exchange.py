@@ -16,7 +16,7 @@ from torch.distributed import Work
 
 _HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _NEVER_SENT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5, 6
 _STOP, _ASKS_BUSY = 1, 2
-_NUM_NUMBERS = 5  # of a step header, ahead of its flags
+_NUM_NUMBERS = 6  # of a step header, ahead of its flags
 _AT_ONCE = timedelta(milliseconds=1)
 
 LoopEnd = Literal["stop", "move"]  # why a rank's loop left its epoch without losing a peer
@@ -65,13 +65,14 @@ class PointToPoint(Protocol):
 class StepHeader(NamedTuple):
     """What one attention rank brings to a step; `num_rows` 0 and not `stop`: a heartbeat.
 
-    `next_epoch` is the epoch that the sender is ready to go over to, or 0. `micro_batches` is
-    what it would cut the step into. One that `asks_busy` hears after the step how long the
-    expert ranks were busy.
+    `num_decodes` of the rows decode. `next_epoch` is the epoch that the sender is ready to go over
+    to, or 0. `micro_batches` is what it would cut the step into. One that `asks_busy` hears after
+    the step how long the expert ranks were busy.
     """
 
     step: int
     num_rows: int
+    num_decodes: int
     placement_version: int
     next_epoch: int
     micro_batches: int
@@ -154,6 +155,7 @@ class Exchange:
         num_rows: int,
         placement_version: int,
         *,
+        num_decodes: int = 0,
         next_epoch: int = 0,
         micro_batches: int = 1,
         stop: bool = False,
@@ -168,7 +170,14 @@ class Exchange:
         """
         self._step += 1
         mine = StepHeader(
-            self._step, num_rows, placement_version, next_epoch, micro_batches, stop, asks_busy
+            self._step,
+            num_rows,
+            num_decodes,
+            placement_version,
+            next_epoch,
+            micro_batches,
+            stop,
+            asks_busy,
         )
         message = torch.tensor([*mine[:_NUM_NUMBERS], stop * _STOP | asks_busy * _ASKS_BUSY])
         sends = [
@@ -201,13 +210,12 @@ class Exchange:
             if mine is not None and rank == self.ranks.own:
                 headers.append(mine)
                 continue
-            step, num_rows, version, next_epoch, micro_batches, flags = buffers[rank].tolist()
-            if step != self._step:
-                raise PeerLost(f"rank {rank} is at step {step}, not {self._step}")
-            stop, asks_busy = bool(flags & _STOP), bool(flags & _ASKS_BUSY)
-            headers.append(
-                StepHeader(step, num_rows, version, next_epoch, micro_batches, stop, asks_busy)
-            )
+            step, rows, decodes, version, next_epoch, parts, flags = buffers[rank].tolist()
+            stop, asks = bool(flags & _STOP), bool(flags & _ASKS_BUSY)
+            header = StepHeader(step, rows, decodes, version, next_epoch, parts, stop, asks)
+            if header.step != self._step:
+                raise PeerLost(f"rank {rank} is at step {header.step}, not {self._step}")
+            headers.append(header)
         return headers
 
     def send_routing(self, message: torch.Tensor, rank: int) -> Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import torch
 
@@ -109,8 +110,10 @@ def load_experts(
         return pair, make_expert(read(w1), read(w3), read(w2)), read_bytes
 
     experts = {}
-    with ThreadPoolExecutor(workers) as threads:
-        for pair, expert, read_bytes in threads.map(load, held):
+    with ExitStack() as stack:
+        # One alone works in this thread: its priority may be raised while it does.
+        run = map if workers == 1 else stack.enter_context(ThreadPoolExecutor(workers)).map
+        for pair, expert, read_bytes in run(load, held):
             experts[pair] = expert
             if on_read is not None:
                 on_read(sum(read_bytes))

@@ -85,7 +85,6 @@ def row_packer(
 ) -> RowPacker:
     """The compiled one where there is a library and rows lie on the host."""
     library = load_binary() if device.type == "cpu" else None
-    # A library that was built before this kernel was written serves everything else.
-    if library is None or not hasattr(library, "windrose_pack_rows"):
+    if library is None:
         return RowPacker(ranks, most_ranks, nothing)
     return KernelRowPacker(library, ranks, most_ranks, nothing)

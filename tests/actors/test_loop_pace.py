@@ -23,12 +23,19 @@ class Recorder(StepPace):
 
     def __init__(self) -> None:
         super().__init__(512, 2.0)
-        self.steps: list[tuple[float, int, int, tuple[int, ...]]] = []
+        self.steps: list[tuple[float, int, int, tuple[int, int]]] = []
         self.epochs: list[int] = []  # how many steps there were when each began
 
-    def begin(self, now_s: float, decodes: int, prefills: int, others: Sequence[int] = ()) -> None:
-        self.steps.append((now_s, decodes, prefills, tuple(others)))
-        super().begin(now_s, decodes, prefills, others)
+    def begin(
+        self,
+        now_s: float,
+        decodes: int,
+        prefills: int,
+        peer_decodes: int = 0,
+        peer_prefills: int = 0,
+    ) -> None:
+        self.steps.append((now_s, decodes, prefills, (peer_decodes, peer_prefills)))
+        super().begin(now_s, decodes, prefills, peer_decodes, peer_prefills)
 
     def interrupt(self) -> None:
         self.epochs.append(len(self.steps))
@@ -91,9 +98,10 @@ def test_every_rank_tells_all_steps_and_what_the_others_bring(
         )
     # In lockstep: the n-th step of each is the same, and each is told the rows of all others.
     for steps in zip(*(recorder.steps for recorder in recorders)):
-        own = [decodes + prefills for _, decodes, prefills, _ in steps]
-        for index, (_, _, _, others) in enumerate(steps):
-            assert list(others) == own[:index] + own[index + 1 :]
+        own = [(decodes, prefills) for _, decodes, prefills, _ in steps]
+        for index, (_, _, _, peers) in enumerate(steps):
+            others = own[:index] + own[index + 1 :]
+            assert peers == (sum(one[0] for one in others), sum(one[1] for one in others))
 
 
 def test_a_rest_is_told_before_it_begins(directory: Path, recorders: list[Recorder]) -> None:

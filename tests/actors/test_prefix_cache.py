@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from actors.messages import GenerateRequest, TokenEvent
+from actors.messages import GenerateRequest
 from actors.scheduler import RunningSequence, Scheduler, SchedulerLimits, StepPlan
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
+from tests.actors.scheduler_steps import finish, step
 
 LONG = tuple(range(100, 130))
 
@@ -30,18 +31,6 @@ def make_request(
 
 def rows(plan: StepPlan) -> list[tuple[str, int, int]]:
     return [(c.sequence.request_id, c.start, c.num_tokens) for c in plan.decodes + plan.prefills]
-
-
-def finish(scheduler: Scheduler, plan: StepPlan, token: int = 7) -> list[TokenEvent]:
-    events = scheduler.finish_step(plan, [(token, None)] * len(plan.sampling_chunks()))
-    scheduler.check_integrity()
-    return events
-
-
-def step(scheduler: Scheduler, token: int = 7) -> tuple[StepPlan, list[TokenEvent]]:
-    plan = scheduler.schedule()
-    scheduler.check_integrity()
-    return plan, finish(scheduler, plan, token)
 
 
 def run_to_end(scheduler: Scheduler, *requests: GenerateRequest) -> list[tuple[str, int, int]]:

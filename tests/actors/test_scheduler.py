@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from actors.messages import GenerateRequest, TokenEvent
-from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits, StepPlan
+from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams, TokenLogprobs
+from tests.actors.scheduler_steps import finish, step
 
 EOS = 2
 
@@ -43,18 +44,6 @@ def make_request(
 
 def rows(chunks: list[ScheduledChunk]) -> list[tuple[str, int, int, bool]]:
     return [(c.sequence.request_id, c.start, c.num_tokens, c.samples) for c in chunks]
-
-
-def finish(scheduler: Scheduler, plan: StepPlan, token: int = 7) -> list[TokenEvent]:
-    events = scheduler.finish_step(plan, [(token, None)] * len(plan.sampling_chunks()))
-    scheduler.check_integrity()
-    return events
-
-
-def step(scheduler: Scheduler, token: int = 7) -> tuple[StepPlan, list[TokenEvent]]:
-    plan = scheduler.schedule()
-    scheduler.check_integrity()
-    return plan, finish(scheduler, plan, token)
 
 
 def generate(scheduler: Scheduler, tokens: list[int]) -> list[TokenEvent]:

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from actors.messages import GenerateRequest, TokenEvent
-from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits, StepPlan
+from actors.messages import GenerateRequest
+from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
+from tests.actors.scheduler_steps import step
 
 
 def make_scheduler(
@@ -44,14 +45,6 @@ def make_request(
 
 def rows(chunks: list[ScheduledChunk]) -> list[tuple[str, int]]:
     return [(c.sequence.request_id, c.num_tokens) for c in chunks]
-
-
-def step(scheduler: Scheduler) -> tuple[StepPlan, list[TokenEvent]]:
-    plan = scheduler.schedule()
-    scheduler.check_integrity()
-    events = scheduler.finish_step(plan, [(7, None)] * len(plan.sampling_chunks()))
-    scheduler.check_integrity()
-    return plan, events
 
 
 def admitted(scheduler: Scheduler) -> list[str]:

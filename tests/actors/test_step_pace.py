@@ -1,16 +1,15 @@
-"""The pace on machines in virtual time, and what ranks in lockstep see of each other."""
+"""The pace on machines in virtual time, of one rank and of several in lockstep."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from actors.peer_rows import _STEPS, PeerRows
 from actors.step_pace import _DUE_EVERY, _STALE_STEPS, FLOOR_ROWS, StepPace
 
 MAX_ROWS = 512
@@ -24,9 +23,9 @@ class Clock:
         self.pace, self.seconds = pace, seconds
         self.now_s = 0.0
 
-    def step(self, decodes: int, prefills: int, others: Sequence[int] = ()) -> float:
-        self.pace.begin(self.now_s, decodes, prefills, others)
-        took_s = self.seconds(decodes, prefills + sum(others))
+    def step(self, decodes: int, prefills: int, peers: tuple[int, int] = (0, 0)) -> float:
+        self.pace.begin(self.now_s, decodes, prefills, *peers)
+        took_s = self.seconds(decodes + peers[0], prefills + peers[1])
         self.now_s += took_s
         return took_s
 
@@ -128,12 +127,12 @@ def test_a_step_that_only_decodes_comes_when_none_has_for_long() -> None:
     rows = [clock.prompt_step(8)[0] for _ in range(400)]
     calm = [index for index, one in enumerate(rows) if one == 0]
     apart = {b - a for a, b in pairwise(calm)}
-    assert _STALE_STEPS <= min(apart) <= max(apart) <= _STALE_STEPS + _DUE_EVERY < _STEPS
+    assert _STALE_STEPS <= min(apart) <= max(apart) <= _STALE_STEPS + _DUE_EVERY
     assert len(calm) == 10
     # Never where this rank decodes nothing: its step would be empty.
     idle = StepPace(MAX_ROWS, 2.0)
     for _ in range(300):
-        idle.begin(0.0, 0, 40, (8,))
+        idle.begin(0.0, 0, 40, 8)
         assert idle.max_prefill_rows(0, 1) >= FLOOR_ROWS
 
 
@@ -167,40 +166,14 @@ def test_a_rest_is_not_taken_for_a_step() -> None:
     assert clock.pace.max_prefill_rows(8, 1) <= 32
 
 
-def test_what_peers_always_bring_are_decodes() -> None:
-    peers = PeerRows()
-    for step in range(_STEPS + 10):
-        peers.see((8, 5 + (step % 7 > 0) * 40))  # the second also reads a prompt, but now and then
-        known = step >= _STEPS - 1
-        assert peers.decodes == (13 if known else 0)
-        assert peers.decodes + peers.prefills == 13 + (step % 7 > 0) * 40
-    peers.see((7, 5))  # a stream has ended
-    assert (peers.decodes, peers.prefills) == (12, 0)
-    peers.see((9, 5))  # two have begun: taken for rows of a prompt until they have gone on
-    assert (peers.decodes, peers.prefills) == (12, 2)
-    peers.see((0, 0))
-    peers.see((8, 5))
-    assert peers.decodes == 0
-
-
-def test_peers_that_come_or_go_are_watched_anew() -> None:
-    peers = PeerRows()
-    for _ in range(_STEPS):
-        peers.see((8,))
-    peers.see((8, 8))
-    assert (peers.decodes, peers.prefills) == (0, 16)
-    peers.see(())
-    assert (peers.decodes, peers.prefills) == (0, 0)
-
-
 def test_streams_of_another_rank_are_held_to_the_pace_too() -> None:
     clock = Clock(StepPace(MAX_ROWS, 2.0), machine())
-    for _ in range(_STEPS + 5):
-        clock.step(0, 0, (8,))
+    for _ in range(5):
+        clock.step(0, 0, (8, 0))
     for _ in range(20):
         rows = clock.pace.max_prefill_rows(0, 1)
-        clock.step(0, rows, (8,))
-    calm_s, mixed_s = clock.seconds(0, 8), clock.seconds(0, 8 + rows)
+        clock.step(0, rows, (8, 0))
+    calm_s, mixed_s = clock.seconds(8, 0), clock.seconds(8, rows)
     assert FLOOR_ROWS < rows < MAX_ROWS
     assert mixed_s == pytest.approx(1.8 * calm_s, rel=0.05)
 
@@ -217,7 +190,7 @@ def test_ranks_count_alike_to_the_steps_that_only_decode() -> None:
     for step in range(300):
         brought = [one.pace.max_prefill_rows(8, 1) for one in ranks]
         for index, one in enumerate(ranks):
-            one.step(8, brought[index], (8 + brought[1 - index],))
+            one.step(8, brought[index], (8, brought[1 - index]))
             if not brought[index]:
                 due[index].append(step)
     assert len(due[0]) >= 5

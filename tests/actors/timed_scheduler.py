@@ -87,12 +87,11 @@ def play(
             number, stream = coming.pop(0)
             ranks[stream.rank].add(_request(number, stream))
         plans = [rank.schedule() for rank in ranks]
-        for index, (rank, plan) in enumerate(zip(ranks, plans, strict=True)):
-            others = [one.num_rows for one in plans[:index] + plans[index + 1 :]]
-            decodes = len(plan.decodes)
-            rank.pace.begin(now_s, decodes, plan.num_rows - decodes, others)
         decodes = sum(len(plan.decodes) for plan in plans)
         prefills = sum(plan.num_rows for plan in plans) - decodes
+        for rank, plan in zip(ranks, plans, strict=True):
+            own = len(plan.decodes), plan.num_rows - len(plan.decodes)
+            rank.pace.begin(now_s, *own, decodes - own[0], prefills - own[1])
         now_s += seconds(rng, decodes, prefills)
         run.num_steps += 1
         run.rows.append((now_s, decodes, prefills))

@@ -111,7 +111,7 @@ def test_sums_come_back(
 
 def test_the_rank_with_most_rows_decides() -> None:
     def agreed(*brought: tuple[int, int]) -> int:
-        headers = [StepHeader(1, rows, 1, 0, wanted, False, False) for rows, wanted in brought]
+        headers = [StepHeader(1, rows, 0, 1, 0, wanted, False, False) for rows, wanted in brought]
         return agreed_micro_batches(headers)
 
     assert agreed((5, 1), (9, 2), (0, 3)) == 2

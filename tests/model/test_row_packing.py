@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.cpu_kernels.binary import load_binary
 from model.cpu_kernels.packing import KernelRowPacker, row_packer
 from model.row_message import RowMessage
 from model.row_packing import RowPacker
+from tests.compiled_kernels import compiled_library
 
 CPU = torch.device("cpu")
 MOST_ROWS = 12
@@ -24,11 +24,7 @@ HIDDEN = 5
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
     if request.param == "numpy":
         return None
-    found = load_binary()
-    if found is None:
-        pytest.skip("no compiled library here")
-    assert hasattr(found, "windrose_pack_rows"), "the library is older than its sources: make setup"
-    return found
+    return compiled_library()
 
 
 def packer_of(library: ctypes.CDLL | None, ranks: list[int], most_ranks: int) -> RowPacker:
