@@ -52,7 +52,7 @@ class Crew:
         self._num_spares = num_spares
         self._load_timeout_s = load_timeout_s
         self._share = share
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._filling: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Member] = {}
         self._guards: set[asyncio.Task[None]] = set()
@@ -120,18 +120,20 @@ class Crew:
         """What the cluster lacks for so many more actors, in one phrase; or None."""
         return await asyncio.to_thread(self._spawner.shortage, count - len(self._spares))
 
-    async def changed(self) -> None:
-        """Return when a rank has got its actor, or failed to."""
-        event = asyncio.Event()
-        self._waiting.add(event)
-        try:
-            await event.wait()
-        finally:
-            self._waiting.discard(event)
+    def changed(self) -> asyncio.Future[None]:
+        """Done when a rank has got its actor, or failed to, from this call on.
+
+        No coroutine: one that is started as a task would miss what changes before its first turn.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
 
     def _tell(self) -> None:
-        for event in self._waiting:
-            event.set()
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
 
     def join(self, ranks: Iterable[int]) -> None:
         """These, which are ready, serve from now on."""

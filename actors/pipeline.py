@@ -125,14 +125,13 @@ class Pipeline:
     async def _next_job(self) -> None:
         """Wait for something to do, short of a recovery, and do it."""
         if not self._crew.ready and not (self._placement and self._placement.has_wishes):
-            news = [
-                asyncio.ensure_future(wait) for wait in (self._crew.changed(), self._wished.wait())
-            ]
+            changed: asyncio.Future[None] = self._crew.changed()
+            wished: asyncio.Future[Any] = asyncio.ensure_future(self._wished.wait())
             try:
-                await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((changed, wished), return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for one in news:
-                    one.cancel()
+                changed.cancel()
+                wished.cancel()
         self._wished.clear()
         if self._crew.ready:
             await self._fold_in()

@@ -49,7 +49,7 @@ def test_a_rank_is_ready_once_it_is_loaded() -> None:
             (2, False, [(0, 2)], False),
         ]
         assert (crew.filling, crew.ready) == ([1, 2], {})
-        change = asyncio.ensure_future(crew.changed())
+        change = crew.changed()
         world.actors[1].release("load")
         await change
         assert (crew.filling, list(crew.ready), list(crew.serving)) == ([1], [2], [])

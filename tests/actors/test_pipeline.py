@@ -6,12 +6,15 @@ Two attention ranks (0, 1) and two expert ranks (2, 3), unless a test says other
 from __future__ import annotations
 
 import asyncio
+from unittest import mock
 
 import pytest
 
 from actors.placement_messages import ChangeRefused, ChangeReport, Move, Scale
+from actors.spawn import Kind, Member
 from tests.actors.fake_actors import HELD
 from tests.actors.fake_pipeline import (
+    FakeSpawner,
     Rig,
     actor_of,
     kinds,
@@ -81,6 +84,35 @@ def test_with_a_second_holder_the_others_serve_at_once_and_the_new_one_joins_the
             assert rig.world.called("suspend") == suspended
             assert rig.world.called("move") == [("move", 0), ("move", 1)]
             assert len(rig.pipeline.report().recoveries) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("turns_later", range(12))
+def test_a_replacement_that_gets_ready_while_the_next_spare_is_started_joins(
+    turns_later: int,
+) -> None:
+    async def scenario() -> None:
+        rig = Rig(2, 2, spare_actors=1)
+        async with supervised(rig):
+            replacement, spawn = rig.world.actors[-1], FakeSpawner.spawn
+            replacement.modes["load"] = HELD
+
+            def answer(turns_left: int) -> None:
+                if turns_left:
+                    asyncio.get_running_loop().call_soon(answer, turns_left - 1)
+                else:
+                    replacement.release("load")
+
+            def slowly(self: FakeSpawner, kind: Kind, *, calm: bool) -> Member:
+                # Ray takes its time, and the answer to `load` comes in meanwhile.
+                answer(turns_later)
+                return spawn(self, kind, calm=calm)
+
+            with mock.patch.object(FakeSpawner, "spawn", slowly):
+                rig.at(0).die()
+                await until(lambda: 0 in rig.crew.serving and rig.at(0) is replacement, 1.0)
+            assert sorted(rig.crew.serving) == [0, 1, 2, 3]
 
     run(scenario())
 
