@@ -56,6 +56,7 @@ class Crew:
         self._filling: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Member] = {}
         self._guards: set[asyncio.Task[None]] = set()
+        self._ended = False
         self.serving: dict[int, Member] = {}  # in the epoch
         self.ready: dict[int, Member] = {}  # loaded, not in the epoch yet
         self.faults: dict[int, Fault] = {}  # ranks that cannot be filled at present
@@ -152,12 +153,16 @@ class Crew:
 
     def keep_spares(self) -> None:
         """Start as many spares as are missing."""
-        while len(self._spares) < self._num_spares:
+        while not self._ended and len(self._spares) < self._num_spares:
             member = self._spawner.spawn("spare", calm=True)
             self._spares[member.name] = member
             guard = asyncio.get_running_loop().create_task(self._guard(member))
             self._guards.add(guard)
             guard.add_done_callback(self._guards.discard)
+
+    def keep_spares_in(self, delay_s: float) -> None:
+        """As `keep_spares`, later: starting one takes the event loop's time and the machine's."""
+        asyncio.get_running_loop().call_later(delay_s, self.keep_spares)
 
     async def _guard(self, spare: Member) -> None:
         """Replace a spare that dies before it is needed; not as fast as it may die."""
@@ -180,6 +185,7 @@ class Crew:
 
     def end(self) -> None:
         """Kill every actor."""
+        self._ended = True
         for task in [*self._filling.values(), *self._guards]:
             task.cancel()
         members = [*self.serving.values(), *self.ready.values(), *self._spares.values()]

@@ -22,6 +22,7 @@ from actors.recovery_log import Recovery, RecoveryLog
 
 _MAX_MEETINGS = 5  # that fail in a row although all live; then the pipeline is given up
 _LOOK_AGAIN_S = 1.0  # for further deaths, while replacements load
+_BREATHER_S = 1.0  # for what was interrupted to go on, before new spares are started
 _ROLL_CALL_S = 2.0  # actors answer in milliseconds: who does not by then hangs
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Mender:
             self._placement.trim()
         if not first:
             self._note(lost, at_s, (begun, fenced, ready, time.perf_counter()))
-            crew.keep_spares()
+            crew.keep_spares_in(_BREATHER_S)
         return lost.ranks
 
     def _note(self, lost: Losses, at_s: float, phases: tuple[float, float, float, float]) -> None:

@@ -99,6 +99,22 @@ def test_a_spare_that_dies_is_replaced() -> None:
     run(scenario())
 
 
+def test_spares_asked_for_later_are_started_then_unless_all_is_over() -> None:
+    async def scenario(ends: bool) -> None:
+        world = World()
+        crew = new_crew(world, spares=1)
+        crew.keep_spares_in(5.0)
+        await asyncio.sleep(4.9)
+        assert not world.actors
+        if ends:
+            crew.end()
+        await asyncio.sleep(0.2)
+        assert kinds(world.actors) == ([] if ends else ["spare"])
+
+    run(scenario(ends=False))
+    run(scenario(ends=True))
+
+
 def test_spares_that_die_at_once_are_not_started_as_fast_as_they_die() -> None:
     async def scenario() -> None:
         world = World()

@@ -10,11 +10,10 @@ from unittest import mock
 
 import pytest
 
+from actors.live_placement import LivePlacement
 from actors.placement_messages import ChangeRefused, ChangeReport, Move, Scale
-from actors.spawn import Kind, Member
 from tests.actors.fake_actors import HELD
 from tests.actors.fake_pipeline import (
-    FakeSpawner,
     Rig,
     actor_of,
     kinds,
@@ -89,13 +88,13 @@ def test_with_a_second_holder_the_others_serve_at_once_and_the_new_one_joins_the
 
 
 @pytest.mark.parametrize("turns_later", range(12))
-def test_a_replacement_that_gets_ready_while_the_next_spare_is_started_joins(
+def test_a_replacement_joins_in_whichever_turn_of_the_event_loop_it_gets_ready(
     turns_later: int,
 ) -> None:
     async def scenario() -> None:
         rig = Rig(2, 2, spare_actors=1)
         async with supervised(rig):
-            replacement, spawn = rig.world.actors[-1], FakeSpawner.spawn
+            replacement = rig.world.actors[-1]
             replacement.modes["load"] = HELD
 
             def answer(turns_left: int) -> None:
@@ -104,12 +103,8 @@ def test_a_replacement_that_gets_ready_while_the_next_spare_is_started_joins(
                 else:
                     replacement.release("load")
 
-            def slowly(self: FakeSpawner, kind: Kind, *, calm: bool) -> Member:
-                # Ray takes its time, and the answer to `load` comes in meanwhile.
-                answer(turns_later)
-                return spawn(self, kind, calm=calm)
-
-            with mock.patch.object(FakeSpawner, "spawn", slowly):
+            # The recovery's last act: from then on the supervisor looks for its next job.
+            with mock.patch.object(LivePlacement, "trim", lambda _self: answer(turns_later)):
                 rig.at(0).die()
                 await until(lambda: 0 in rig.crew.serving and rig.at(0) is replacement, 1.0)
             assert sorted(rig.crew.serving) == [0, 1, 2, 3]
@@ -259,6 +254,7 @@ def test_two_deaths_at_once_are_one_recovery() -> None:
             rig.at(1).die()
             rig.at(3).die()
             await settle(rig)
+            await until(lambda: rig.crew.num_spares == 1, 2.0)
             first = rig.pipeline.report().recoveries[0]
             assert first.dead == (("attention", 1), ("expert", 3))
             assert sorted(kinds(rig.world.actors[5:])) in (
