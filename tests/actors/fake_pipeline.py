@@ -127,6 +127,8 @@ class Rig:
         report, members = self.pipeline.report(), [actor_of(m) for m in self.crew.serving.values()]
         if not report.serving or report.filling or report.faults or self.crew.ready:
             return False
+        if self.crew.num_spares < self.config.spare_actors:
+            return False
         if any(one.hung or not one.alive or one.phase != "serving" for one in members):
             return False
         if not self.has_experts:

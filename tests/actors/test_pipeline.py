@@ -254,7 +254,6 @@ def test_two_deaths_at_once_are_one_recovery() -> None:
             rig.at(1).die()
             rig.at(3).die()
             await settle(rig)
-            await until(lambda: rig.crew.num_spares == 1, 2.0)
             first = rig.pipeline.report().recoveries[0]
             assert first.dead == (("attention", 1), ("expert", 3))
             assert sorted(kinds(rig.world.actors[5:])) in (
