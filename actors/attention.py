@@ -69,12 +69,21 @@ class AttentionRank:
             keys += expert_keys(plan.model, layer, expert)
         self._progress.total_bytes = checkpoint.total_bytes(keys)
         dtype, device = plan.torch_dtype, self._device
-        weights = load_decoder(checkpoint, plan.model, dtype, device, self._progress)
+        weights = load_decoder(
+            checkpoint, plan.model, dtype, device, self._progress, bits=plan.bits
+        )
         self._weights_bytes = weights.num_bytes
         dispatcher: LocalDispatcher | ExactDispatcher
         if held:
             shard = load_experts(
-                checkpoint, plan.model, held, dtype, device, self._progress, workers=LOAD_WORKERS
+                checkpoint,
+                plan.model,
+                held,
+                dtype,
+                device,
+                self._progress,
+                workers=LOAD_WORKERS,
+                bits=plan.bits,
             )
             self._weights_bytes += shard.num_bytes
             dispatcher = LocalDispatcher(shard)

@@ -65,9 +65,18 @@ def colocated_engine(
 ) -> BuiltEngine:
     """Read the whole model into this process and build its engine: topology (1, 0)."""
     checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
-    weights = load_decoder(checkpoint, plan.model, dtype, device, on_read)
+    weights = load_decoder(checkpoint, plan.model, dtype, device, on_read, bits=plan.bits)
     held = all_experts(plan)
-    shard = load_experts(checkpoint, plan.model, held, dtype, device, on_read, workers=LOAD_WORKERS)
+    shard = load_experts(
+        checkpoint,
+        plan.model,
+        held,
+        dtype,
+        device,
+        on_read,
+        workers=LOAD_WORKERS,
+        bits=plan.bits,
+    )
     give_back_freed()
     return build_engine(plan, weights, LocalDispatcher(shard), device)
 

@@ -82,7 +82,13 @@ class ExpertRank:
             if pair not in self._wanted:
                 continue
             one = load_experts(
-                checkpoint, plan.model, [pair], plan.torch_dtype, self._device, self._progress
+                checkpoint,
+                plan.model,
+                [pair],
+                plan.torch_dtype,
+                self._device,
+                self._progress,
+                bits=plan.bits,
             )
             self._shard.add(one)
             if pair not in self._wanted:

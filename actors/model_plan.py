@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from model.exchange import Ranks
 
 _DEFAULT_CPU_CACHE_BYTES = 1 << 30
+_BITS = {"none": 16, "int8": 8, "int4": 4}
 _DEFAULT_GPU_CACHE_SHARE = 0.8  # of what the weights leave of the GPU
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class ModelPlan:
     num_expert: int
     threads: int
     micro_batches: int = 0  # of a step; 0: as many as pay
+    bits: int = 16  # of a weight of experts and attention; 16: as the dtype has it
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -139,6 +141,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
             waits_for_all=dtype != "bfloat16" or load_binary() is None,
         ),
         micro_batches=config.micro_batches,
+        bits=_BITS[config.quantization],
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["none", "int8", "int4"]
 Balance = Literal["off", "advise", "auto"]
 
 
@@ -36,6 +37,13 @@ class WindroseConfig(BaseModel):
         Dtype,
         _setting("model", "precision of weights and compute; auto: the checkpoint's own"),
     ] = "auto"
+    quantization: Annotated[
+        Quantization,
+        _setting(
+            "model",
+            "round the weights of experts and attention to 8 or 4 bits when they are read",
+        ),
+    ] = "none"
     max_model_len: Annotated[
         int | None,
         _setting("model", "longest prompt + answer, tokens; default: the model's", ge=1),

@@ -72,6 +72,8 @@ class Attention:
         k_OD: torch.Tensor,
         v_OD: torch.Tensor,
         o_DO: torch.Tensor,
+        *,
+        bits: int = 16,
     ) -> None:
         self._heads = config.num_heads
         self._kv_heads = config.num_kv_heads
@@ -79,8 +81,8 @@ class Attention:
         self._head_dim = config.head_dim
         self._window = config.sliding_window
         self._kernels = kernels_for(q_OD) if config.head_dim % _KERNEL_HEAD_DIM == 0 else None
-        self._qkv = Linear(torch.cat((q_OD, k_OD, v_OD)))
-        self._o = Linear(o_DO)
+        self._qkv = Linear(torch.cat((q_OD, k_OD, v_OD)), bits)
+        self._o = Linear(o_DO, bits)
 
     @property
     def num_bytes(self) -> int:

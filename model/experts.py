@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
+from model.cpu_kernels.quantized_packing import in_turns, pack_quantized
 from model.linear import Linear
+from model.quantization import quantize
 
 
 class Expert:
@@ -23,9 +25,11 @@ class Expert:
 
     __slots__ = ("_w2", "_w13")
 
-    def __init__(self, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor) -> None:
-        self._w13 = Linear(torch.cat((w1_FD, w3_FD)))
-        self._w2 = Linear(w2_DF)
+    def __init__(
+        self, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor, *, bits: int = 16
+    ) -> None:
+        self._w13 = Linear(torch.cat((w1_FD, w3_FD)), bits)
+        self._w2 = Linear(w2_DF, bits)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the expert's output for its rows, [N, D]."""
@@ -41,26 +45,38 @@ class Expert:
 class PackedExpert:
     """The same, packed for the kernel that runs all experts of a layer in one call."""
 
-    __slots__ = ("inner", "kernels", "num_bytes", "w2", "w13")
+    __slots__ = ("bits", "inner", "kernels", "num_bytes", "w2", "w13")
 
     def __init__(
-        self, kernels: CpuKernels, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor
+        self,
+        kernels: CpuKernels,
+        w1_FD: torch.Tensor,
+        w3_FD: torch.Tensor,
+        w2_DF: torch.Tensor,
+        *,
+        bits: int = 16,
     ) -> None:
         self.kernels = kernels
         self.inner = w1_FD.shape[0]
-        self.num_bytes = 3 * w1_FD.numel() * w1_FD.element_size()
-        self.w13 = kernels.pack_pair(w1_FD, w3_FD)
-        self.w2 = kernels.pack(w2_DF)
+        self.bits = bits
+        if bits == 16:
+            self.num_bytes = 3 * w1_FD.numel() * w1_FD.element_size()
+            self.w13 = kernels.pack_pair(w1_FD, w3_FD)
+            self.w2 = kernels.pack(w2_DF)
+        else:
+            w13, w2 = quantize(in_turns(w1_FD, w3_FD), bits), quantize(w2_DF, bits)
+            self.num_bytes = w13.num_bytes + w2.num_bytes
+            self.w13, self.w2 = pack_quantized(w13), pack_quantized(w2)
 
 
 def make_expert(
-    w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor
+    w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor, *, bits: int = 16
 ) -> Expert | PackedExpert:
-    """Put an expert's matrices into the form that is fastest here."""
+    """Put an expert's matrices into the form that is fastest here, of so many bits a weight."""
     kernels = kernels_for(w1_FD)
     if kernels is None or kernels_for(w2_DF) is None:
-        return Expert(w1_FD, w3_FD, w2_DF)
-    return PackedExpert(kernels, w1_FD, w3_FD, w2_DF)
+        return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
+    return PackedExpert(kernels, w1_FD, w3_FD, w2_DF, bits=bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,7 @@ class _PackedLayer:
 
     kernels: CpuKernels
     inner: int
+    bits: int
     w13_E: ctypes.Array[ctypes.c_void_p]
     w2_E: ctypes.Array[ctypes.c_void_p]
 
@@ -115,7 +132,7 @@ class ExpertShard:
         packed = self._packed.get(layer)
         if packed is not None:
             return packed.kernels.experts(
-                x_RD, ids_RK, weights_RK, packed.w13_E, packed.w2_E, packed.inner
+                x_RD, ids_RK, weights_RK, packed.w13_E, packed.w2_E, packed.inner, packed.bits
             )
         return self._one_by_one(layer, x_RD, ids_RK, weights_RK)
 
@@ -162,7 +179,7 @@ def _packed_layers(
     for layer, held in by_layer.items():
         addresses = ctypes.c_void_p * (max(held) + 1)
         one = next(iter(held.values()))
-        packed = _PackedLayer(one.kernels, one.inner, addresses(), addresses())
+        packed = _PackedLayer(one.kernels, one.inner, one.bits, addresses(), addresses())
         for expert_id, expert in held.items():
             packed.w13_E[expert_id] = expert.w13.data_ptr()
             packed.w2_E[expert_id] = expert.w2.data_ptr()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.quantized_packing import pack_quantized
+from model.quantization import CompactMatrix, quantize
 
 
 class Linear:
@@ -16,17 +18,36 @@ class Linear:
 
     On CPU the weight is repacked once, for the project's own kernels or for oneDNN: plain bf16
     weights are reordered on every call, which halves the bandwidth a decode step reaches. The
-    packed copy replaces the plain one, so no weight is held twice.
+    packed copy replaces the plain one, so no weight is held twice. With 8 or 4 `bits` it is
+    quantized; where the project's kernels cannot run, every product then turns it back first.
     """
 
-    __slots__ = ("_kernels", "_onednn", "_weight", "in_features", "num_bytes", "out_features")
+    __slots__ = (
+        "_bits",
+        "_kernels",
+        "_onednn",
+        "_quantized",
+        "_weight",
+        "in_features",
+        "num_bytes",
+        "out_features",
+    )
 
-    def __init__(self, weight_OI: torch.Tensor) -> None:
+    def __init__(self, weight_OI: torch.Tensor, bits: int = 16) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self.num_bytes = weight_OI.numel() * weight_OI.element_size()
+        self._bits = bits
         self._kernels = kernels_for(weight_OI)
-        self._onednn = self._kernels is None and _onednn_packs(weight_OI)
-        if self._kernels is not None:
+        self._onednn = bits == 16 and self._kernels is None and _onednn_packs(weight_OI)
+        self._quantized: CompactMatrix | None = None
+        if bits < 16:
+            matrix = quantize(weight_OI, bits)
+            self.num_bytes = matrix.num_bytes
+            if self._kernels is not None:
+                self._weight = pack_quantized(matrix)
+            else:
+                self._quantized = CompactMatrix(matrix)
+        elif self._kernels is not None:
             self._weight = self._kernels.pack(weight_OI)
         elif self._onednn:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1)
@@ -36,12 +57,14 @@ class Linear:
     @property
     def is_packed(self) -> bool:
         """Whether it holds a copy of its own, not the tensor it was made from."""
-        return self._kernels is not None or self._onednn
+        return self._kernels is not None or self._onednn or self._quantized is not None
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """Return y_TO in the dtype of x."""
         if self._kernels is not None:
-            return self._kernels.linear(x_TI, self._weight, self.out_features)
+            return self._kernels.linear(x_TI, self._weight, self.out_features, self._bits)
+        if self._quantized is not None:
+            return F.linear(x_TI, self._quantized.restore().dequantize(x_TI.dtype))
         if self._onednn:
             y_TO: torch.Tensor = _linear_pointwise(x_TI, self._weight, None, "none", [], "")
             return y_TO

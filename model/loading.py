@@ -23,6 +23,8 @@ from model.linear import Linear
 from model.norm import RMSNorm
 from model.weights import EMBED_KEY, HEAD_KEY, NORM_KEY, attention_shapes, expert_keys, layer_prefix
 
+_HEAD_BITS = 8  # of a quantized model: logits want more than 4, and it is read in every step
+
 
 class _Reader:
     """Reads one tensor at a time onto a device, in a dtype."""
@@ -50,8 +52,12 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device,
     on_read: OnRead | None = None,
+    *,
+    bits: int = 16,
 ) -> DecoderWeights:
     """Read what an attention actor holds: embedding, attention, norms, gates and head.
+
+    Attention's matrices are quantized to so many `bits`, and the head to 8; 16: not at all.
 
     Raises:
         CheckpointError: names the file and key at fault.
@@ -65,7 +71,7 @@ def load_decoder(
         layers.append(
             DecoderLayer(
                 input_norm=RMSNorm(read(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps),
-                attention=Attention(config, q, k, v, o),
+                attention=Attention(config, q, k, v, o, bits=bits),
                 moe_norm=RMSNorm(
                     read(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
                 ),
@@ -73,14 +79,23 @@ def load_decoder(
             )
         )
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
-    head = Linear(embedding_VD if config.tie_word_embeddings else read(HEAD_KEY))
+    head_VD = embedding_VD if config.tie_word_embeddings else read(HEAD_KEY)
+    head = Linear(head_VD, bits if bits == 16 else _HEAD_BITS)
+    elsewhere = (".self_attn.", HEAD_KEY)  # what counts its own bytes
+    plain = sum(
+        math.prod(shape)
+        for key, shape in attention_shapes(config).items()
+        if not any(part in key for part in elsewhere)
+    )
+    shared = config.tie_word_embeddings and not head.is_packed
     return DecoderWeights(
         embedding_VD=embedding_VD,
         layers=tuple(layers),
         norm=norm,
         head=head,
-        num_bytes=(head.num_bytes if head.is_packed and config.tie_word_embeddings else 0)
-        + sum(math.prod(shape) for shape in attention_shapes(config).values()) * dtype.itemsize,
+        num_bytes=plain * dtype.itemsize
+        + sum(layer.attention.num_bytes for layer in layers)
+        + (0 if shared else head.num_bytes),
     )
 
 
@@ -93,8 +108,11 @@ def load_experts(
     on_read: OnRead | None = None,
     *,
     workers: int = 1,
+    bits: int = 16,
 ) -> ExpertShard:
     """Read the (layer, expert) pairs that one rank holds, `workers` of them at once.
+
+    They are quantized to so many `bits`; 16: not at all.
 
     Reading and packing both leave the interpreter to other threads. `on_read` is called by the
     thread that calls this, after each expert.
@@ -107,7 +125,7 @@ def load_experts(
         read_bytes: list[int] = []
         read = _Reader(checkpoint, dtype, device, read_bytes.append)
         w1, w3, w2 = expert_keys(config, *pair)
-        return pair, make_expert(read(w1), read(w3), read(w2)), read_bytes
+        return pair, make_expert(read(w1), read(w3), read(w2), bits=bits), read_bytes
 
     experts = {}
     with ExitStack() as stack:

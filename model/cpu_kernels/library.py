@@ -23,8 +23,9 @@ _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, 
 _SIGNATURES = {
     "windrose_pack": [_POINTER] * 2 + [_INT64] * 2,
     "windrose_pack_pair": [_POINTER] * 3 + [_INT64] * 2,
-    "windrose_linear": [_POINTER, _INT64, _POINTER, _POINTER] + [_INT64] * 3 + [_INT],
+    "windrose_linear": [_POINTER, _INT64, _POINTER, _INT, _POINTER] + [_INT64] * 3 + [_INT],
     "windrose_experts": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER]
+    + [_INT]
     + [_INT64] * 3
     + [_POINTER, _INT],
     "windrose_rms_norm": [_POINTER] * 3 + [_INT64] * 2 + [_FLOAT],
@@ -77,14 +78,17 @@ class CpuKernels:
         self._pack_pair(w1_FD.data_ptr(), w3_FD.data_ptr(), packed.data_ptr(), outputs, inputs)
         return packed
 
-    def linear(self, x_TI: torch.Tensor, packed: torch.Tensor, outputs: int) -> torch.Tensor:
-        """Return y_TO; x may have any row stride."""
+    def linear(
+        self, x_TI: torch.Tensor, packed: torch.Tensor, outputs: int, bits: int = 16
+    ) -> torch.Tensor:
+        """Return y_TO; x may have any row stride. With 8 or 4 bits, of `pack_quantized`."""
         rows, inputs = x_TI.shape
         y_TO = torch.empty(rows, outputs, dtype=torch.bfloat16)
         self._linear(
             x_TI.data_ptr(),
             x_TI.stride(0),
             packed.data_ptr(),
+            bits,
             y_TO.data_ptr(),
             rows,
             inputs,
@@ -101,6 +105,7 @@ class CpuKernels:
         w13_E: ctypes.Array[ctypes.c_void_p],
         w2_E: ctypes.Array[ctypes.c_void_p],
         inner: int,
+        bits: int = 16,
     ) -> torch.Tensor:
         """Return y_TD, each row's weighted sum over its experts. Ids int64, below 0: nobody's.
 
@@ -119,6 +124,7 @@ class CpuKernels:
             ids_TK.shape[1],
             w13_E,
             w2_E,
+            bits,
             len(w13_E),
             width,
             inner,

@@ -2,7 +2,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "matmul.h"
+#include "panels.h"
 #include "pool.h"
 
 using namespace windrose;
@@ -52,9 +52,10 @@ void windrose_pack_pair(const bf16* w1, const bf16* w3, bf16* out, int64_t outpu
   }
 }
 
-// y[rows, outputs] = x[rows, inputs] times the packed matrix; strides in elements.
-void windrose_linear(const bf16* x, int64_t x_stride, const bf16* packed, bf16* y, int64_t rows,
-                     int64_t inputs, int64_t outputs, int threads) {
+// y[rows, outputs] = x[rows, inputs] times the packed matrix, whose numbers have so many bits;
+// strides in elements.
+void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int bits, bf16* y,
+                     int64_t rows, int64_t inputs, int64_t outputs, int threads) {
   const int64_t pairs = inputs / 2;
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
   const Blocks blocks(rows);
@@ -66,23 +67,26 @@ void windrose_linear(const bf16* x, int64_t x_stride, const bf16* packed, bf16* 
     pack_rows(x + first * x_stride, x_stride, nullptr, blocks.size(b), pairs,
               packed_rows + first * pairs);
   });
-  pool().run(threads, panels, 2, [&](int64_t p) {
-    const Pair* panel = reinterpret_cast<const Pair*>(packed) + p * pairs * kPanel;
-    const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t first = blocks.first(b);
-      with_rows(blocks.size(b), [&](auto size) {
-        constexpr int kRows = decltype(size)::value;
-        __m512 sums[kRows][2];
-        multiply<kRows>(packed_rows + first * pairs, panel, pairs, sums);
-        bf16* out = y + first * outputs + p * kPanel;
+  with_form(bits, [&](auto form) {
+    using Form = decltype(form);
+    pool().run(threads, panels, 2, [&](int64_t p) {
+      const Panel<Form> panel(packed + p * Form::panel_bytes(pairs), pairs, blocks.count);
+      const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        const int64_t first = blocks.first(b);
+        with_rows(blocks.size(b), [&](auto size) {
+          constexpr int kRows = decltype(size)::value;
+          __m512 sums[kRows][2];
+          panel.template multiply<kRows>(packed_rows + first * pairs, sums);
+          bf16* out = y + first * outputs + p * kPanel;
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          store_bf16(out + r * outputs, sums[r][0], width);
-          if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
-        }
-      });
-    }
+          for (int r = 0; r < kRows; ++r) {
+            store_bf16(out + r * outputs, sums[r][0], width);
+            if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
+          }
+        });
+      }
+    });
   });
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from actors.model_plan import ModelPlan, plan_model
-from configs.schema import Dtype, WindroseConfig
+from configs.schema import Dtype, Quantization, WindroseConfig
 from model.cpu_kernels.library import load_kernels
 from ops.bench.engine_report import FIGURES_OF, progress_of, result_of, table_of
 from ops.bench.floor import DecodeFloor, Floor, PrefillFloor
@@ -35,6 +35,8 @@ class EngineBench:
     threads: int
     dtype: Dtype
     transformers_experts: str | None  # how transformers is to run its experts; None: not at all
+    quantization: Quantization = "none"
+    beside_unquantized: bool = False
 
     def __post_init__(self) -> None:
         if self.name == "decode" and self.workload.output_tokens < 2:
@@ -53,7 +55,7 @@ def bench_engine(bench: EngineBench) -> Report:
     torch.set_num_threads(bench.threads)  # the peer's too
     if (kernels := load_kernels()) is not None:
         kernels.num_threads = bench.threads
-    plan = _plan(bench)
+    plan = _plan(bench, bench.quantization)
     floor = _floor(bench, plan)
     engine = OwnEngine(plan)
     peers: list[Peer] = [engine]
@@ -61,6 +63,7 @@ def bench_engine(bench: EngineBench) -> Report:
         "model": Path(bench.model_dir).resolve().name,
         "topology": [1, 0],
         "dtype": plan.dtype,
+        "quantization": bench.quantization,
         "threads": bench.threads,
         **asdict(bench.workload),
         "max_num_batched_tokens": plan.limits.max_num_batched_tokens,
@@ -74,6 +77,8 @@ def bench_engine(bench: EngineBench) -> Report:
             TransformersPeer(bench.model_dir, plan.torch_dtype, bench.transformers_experts)
         )
         config["transformers_experts"] = bench.transformers_experts
+    if bench.beside_unquantized:
+        peers.append(OwnEngine(_plan(bench, "none"), "unquantized"))
     figures = FIGURES_OF[bench.name]
     results = [
         _measure(peers, streams, bench.workload, figures, floor)
@@ -88,7 +93,7 @@ def bench_engine(bench: EngineBench) -> Report:
     )
 
 
-def _plan(bench: EngineBench) -> ModelPlan:
+def _plan(bench: EngineBench, quantization: Quantization) -> ModelPlan:
     """As a server would run it, but with room for every stream at once."""
     workload = bench.workload
     usual_seqs = int(WindroseConfig.model_fields["max_num_seqs"].default)
@@ -96,6 +101,7 @@ def _plan(bench: EngineBench) -> ModelPlan:
         WindroseConfig(
             model=bench.model_dir,
             dtype=bench.dtype,
+            quantization=quantization,
             max_model_len=workload.prompt_tokens + workload.output_tokens,
             max_num_seqs=max(usual_seqs, *workload.streams),
             threads_per_actor=bench.threads,
@@ -107,7 +113,7 @@ def _plan(bench: EngineBench) -> ModelPlan:
 def _floor(bench: EngineBench, plan: ModelPlan) -> Floor:
     if bench.name == "prefill":
         return PrefillFloor(plan.model, plan.torch_dtype, bench.workload.prompt_tokens)
-    return DecodeFloor(plan.model, plan.torch_dtype)
+    return DecodeFloor(plan.model, plan.torch_dtype, plan.bits)
 
 
 def _measure(

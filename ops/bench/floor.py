@@ -29,8 +29,11 @@ _SIZES = (1024, 2048, 4096)
 _SIZE_S = 0.25  # each size is repeated for so long
 
 
-def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype) -> int:
+def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype, bits: int = 16) -> int:
     """Bytes of weights that a decode step of so many rows reads, the KV cache left out.
+
+    With 8 or 4 `bits`, attention's and the experts' matrices have so many and the head has 8;
+    scales are left out.
 
     Attention, norms, gates and head once, an embedding row each, and the experts that are hit:
     top_k a layer for one row, E (1 - (1 - top_k/E)^rows) expected for more under even routing.
@@ -41,10 +44,13 @@ def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype) -> int
     experts = config.num_experts
     hit = experts * (1 - (1 - config.top_k / experts) ** rows)
     expert = 3 * config.hidden_size * config.intermediate_size
-    numbers = (
-        sum(sizes.values()) + rows * config.hidden_size + round(config.num_layers * hit * expert)
-    )
-    return numbers * dtype.itemsize
+    attention = sum(size for key, size in sizes.items() if ".self_attn." in key)
+    quantizable = attention + round(config.num_layers * hit * expert)
+    head = config.vocab_size * config.hidden_size
+    others = sum(sizes.values()) - attention - head + rows * config.hidden_size
+    if bits == 16:
+        return (others + head + quantizable) * dtype.itemsize
+    return others * dtype.itemsize + head + quantizable * bits // 8
 
 
 def prompt_flops(config: ModelConfig, tokens: int) -> int:
@@ -99,9 +105,10 @@ class DecodeFloor:
     cost_key = "decode_step_bytes"
     method = ("read_bandwidth", BANDWIDTH_METHOD)
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, bits: int) -> None:
         self._config = config
         self._dtype = dtype
+        self._bits = bits
         self._data = torch.ones(_BUFFER_BYTES // 8, dtype=torch.int64)
 
     def measure(self) -> float:
@@ -119,7 +126,7 @@ class DecodeFloor:
 
     def cost(self, streams: int) -> int:
         """Bytes of one step."""
-        return decode_step_bytes(self._config, streams, self._dtype)
+        return decode_step_bytes(self._config, streams, self._dtype, self._bits)
 
     def tokens(self, streams: int) -> int:
         """One for each stream."""

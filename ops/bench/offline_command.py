@@ -55,7 +55,15 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="default: the checkpoint's own",
     )
     parser.add_argument(
-        "--compare", choices=("transformers",), help="take turns with transformers' generate()"
+        "--quantization",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="as of `windrose serve`",
+    )
+    parser.add_argument(
+        "--compare",
+        choices=("transformers", "unquantized"),
+        help="take turns with transformers' generate(), or with the same engine unquantized",
     )
     parser.add_argument(
         "--transformers-experts",
@@ -70,7 +78,8 @@ def _run(args: argparse.Namespace) -> Report:
     from model.config import ModelConfig
     from ops.bench.engine import EngineBench, bench_engine
 
-    if args.compare and find_spec(args.compare) is None:
+    beside_transformers = args.compare == "transformers"
+    if beside_transformers and find_spec(args.compare) is None:
         raise ValueError(f"--compare {args.compare}: that package is not installed")
     vocab_size = ModelConfig.from_dir(args.model_dir).vocab_size
     return bench_engine(
@@ -80,6 +89,8 @@ def _run(args: argparse.Namespace) -> Report:
             workload=workload_of(args, vocab_size, args.seed),
             threads=args.threads,
             dtype=args.dtype,
-            transformers_experts=args.transformers_experts if args.compare else None,
+            transformers_experts=args.transformers_experts if beside_transformers else None,
+            quantization=args.quantization,
+            beside_unquantized=args.compare == "unquantized",
         )
     )

@@ -39,9 +39,8 @@ class Peer(Protocol):
 class OwnEngine:
     """The whole model in this process: topology (1, 0), no Ray, no HTTP, no tokenizer."""
 
-    name = "windrose"
-
-    def __init__(self, plan: ModelPlan) -> None:
+    def __init__(self, plan: ModelPlan, name: str = "windrose") -> None:
+        self.name = name
         self._engine = colocated_engine(plan, torch.device(plan.device)).engine
 
     @property

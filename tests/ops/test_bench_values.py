@@ -119,6 +119,14 @@ def test_a_decode_step_reads_the_active_parameters() -> None:
     assert two - one == pytest.approx(1.5 * expert_bytes, abs=10_000)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_decode_step_reads_fewer_bytes_of_quantized_weights(bits: int) -> None:
+    head, norms, gates = 32000 * 4096, 65 * 4096, 32 * 8 * 4096
+    matrices = 12_879_925_248 - 2 * head - norms - gates
+    got = decode_step_bytes(MIXTRAL, 1, torch.bfloat16, bits)
+    assert got == 2 * (norms + gates + 4096) + head + matrices * bits // 8
+
+
 def test_a_prompt_is_multiplied_by_the_active_parameters() -> None:
     embedding, norms, head = 32000 * 4096, 65 * 4096, 32000 * 4096
     # Published active parameters; the table is looked up, norms are no products.

@@ -16,6 +16,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "model": ("MODEL_DIR", "some/where", "some/where"),
     "served_model_name": ("--served-model-name", "mixtral", "mixtral"),
     "dtype": ("--dtype", "bfloat16", "bfloat16"),
+    "quantization": ("--quantization", "int4", "int4"),
     "max_model_len": ("--max-model-len", "4096", 4096),
     "attention_actors": ("--attention-actors", "2", 2),
     "expert_actors": ("--expert-actors", "3", 3),

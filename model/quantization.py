@@ -1,0 +1,103 @@
+"""Weight-only quantization: whole numbers of 8 or 4 bits, and the scales that they stand for.
+
+int8 has one scale per output, int4 one for every GROUP inputs of it (the last may have fewer).
+Both are symmetric and round to nearest. int4 tries several scales and keeps the one with the least
+squared error, as is usual since what it costs is paid once, at load.
+Shape suffixes: O outputs, I inputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+GROUP = 128  # inputs that share a scale of int4
+_MOST = {8: 127, 4: 7}
+_AT_ONCE = 1 << 20  # weights: so much fits a core's caches
+_TRIED = (1.0, 0.95, 0.9, 0.85, 0.8)  # shares of the scale at which the largest weight fits
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMatrix:
+    """`weight_OI` is about `numbers_OI * scales_OG`, each scale over its group of inputs."""
+
+    bits: int
+    numbers_OI: torch.Tensor  # int8
+    scales_OG: torch.Tensor  # fp32
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes once it is packed, padding aside."""
+        return math.ceil(self.numbers_OI.numel() * self.bits / 8) + 4 * self.scales_OG.numel()
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix it stands for, [O, I]."""
+        inputs = self.numbers_OI.shape[1]
+        scales_OI = self.scales_OG.repeat_interleave(_group_of(self.bits, inputs), dim=1)
+        return (self.numbers_OI * scales_OI[:, :inputs]).to(dtype)
+
+
+class CompactMatrix:
+    """A quantized matrix in no more bytes than it needs: two numbers of 4 bits to a byte."""
+
+    __slots__ = ("_bits", "_inputs", "_numbers", "_scales_OG")
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        self._bits, self._scales_OG = matrix.bits, matrix.scales_OG
+        self._inputs = matrix.numbers_OI.shape[1]
+        self._numbers = matrix.numbers_OI
+        if self._bits == 4:
+            padded = F.pad(matrix.numbers_OI, (0, self._inputs % 2))
+            self._numbers = (padded[:, 0::2] & 15) | (padded[:, 1::2] << 4)
+
+    def restore(self) -> QuantizedMatrix:
+        """The matrix again."""
+        numbers_OI = self._numbers
+        if self._bits == 4:
+            low, high = (numbers_OI << 4) >> 4, numbers_OI >> 4  # int8: the sign is carried along
+            numbers_OI = torch.stack((low, high), dim=-1).flatten(1)[:, : self._inputs]
+        return QuantizedMatrix(self._bits, numbers_OI, self._scales_OG)
+
+
+def quantize(weight_OI: torch.Tensor, bits: int) -> QuantizedMatrix:
+    """Round a matrix to so many bits (8 or 4)."""
+    rows = max(1, _AT_ONCE // weight_OI.shape[1])
+    parts = [_quantize(part, bits) for part in weight_OI.split(rows)]
+    numbers, scales = zip(*parts, strict=True)
+    return QuantizedMatrix(bits, torch.cat(numbers), torch.cat(scales))
+
+
+def _quantize(weight_OI: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs, inputs = weight_OI.shape
+    group = _group_of(bits, inputs)
+    padded = F.pad(weight_OI.float(), (0, -inputs % group)).view(outputs, -1, group)
+    largest = padded.abs().amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+    most = _MOST[bits]
+    scales, numbers = largest / most, _round(padded, largest / most, most)
+    if bits == 4:
+        error = _error(padded, numbers, scales)
+        for share in _TRIED[1:]:
+            tried = largest * (share / most)
+            rounded = _round(padded, tried, most)
+            tried_error = _error(padded, rounded, tried)
+            better = tried_error < error
+            error = torch.where(better, tried_error, error)
+            scales = torch.where(better, tried, scales)
+            numbers = torch.where(better, rounded, numbers)
+    numbers_OI = numbers.view(outputs, -1)[:, :inputs].to(torch.int8)
+    return numbers_OI, scales.squeeze(-1)
+
+
+def _group_of(bits: int, inputs: int) -> int:
+    return inputs if bits == 8 else GROUP
+
+
+def _round(x: torch.Tensor, scales: torch.Tensor, most: int) -> torch.Tensor:
+    return (x / scales).round_().clamp_(-most, most)
+
+
+def _error(x: torch.Tensor, numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(x, numbers, scales, value=-1.0).square_().sum(dim=-1, keepdim=True)
