@@ -7,7 +7,10 @@ PORT ?= 8000
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format chaos demo clean
+# What tests/e2e/namespaces.py makes machines of.
+PACKAGES := iproute2 openssh-client openssh-server rsync util-linux
+
+.PHONY: help setup packages serve test check format chaos demo clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,6 +24,11 @@ $(VENV)/.installed: pyproject.toml $(wildcard model/cpu_kernels/*.cpp model/cpu_
 	touch $@
 
 setup: $(VENV)/.installed ## create .venv and install everything in it
+
+packages: ## as root on Debian: install what the tests of `ray up` need, an SSH server among it
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq --no-install-recommends $(PACKAGES) >/dev/null; fi
 
 serve: setup ## serve MODEL= on PORT= with 1 attention and 2 expert actors; more flags in ARGS=
 	@exec $(BIN)/windrose serve $(MODEL) --port $(PORT) --attention-actors 1 --expert-actors 2 $(ARGS)

@@ -6,6 +6,8 @@ ones (a new epoch) when a rank is replaced. DESIGN words: control group, data gr
 
 from __future__ import annotations
 
+import os
+from collections.abc import MutableMapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from actors.interface import interface_of
 from actors.rendezvous import Rendezvous
 from model.exchange import Exchange, PointToPoint, Ranks
 
@@ -28,7 +31,8 @@ def join(
     """Meet all other ranks and return the way to talk to them. Blocks until every rank is there.
 
     `own_host` is the address peers reach this process at (Ray's node address): gloo binds the
-    interface that has it. `one_message` False forces split messages, as NCCL needs them.
+    interface that has it, and NCCL is told to. `one_message` False forces split messages, as NCCL
+    needs them.
 
     Raises:
         RuntimeError: a rank did not come in time.
@@ -39,8 +43,19 @@ def join(
     control = _gloo(PrefixStore(f"{prefix}/control", store), ranks, own_host, timeout)
     if device.type == "cpu":
         return Exchange(ranks, control, control, one_message=one_message)
+    choose_interface(own_host, os.environ)
     data = _nccl(PrefixStore(f"{prefix}/data", store), ranks, device, timeout)
     return Exchange(ranks, control, data, one_message=False)
+
+
+def choose_interface(own_host: str, environment: MutableMapping[str, str]) -> None:
+    """Have NCCL use the interface that has this address, unless its user has named another.
+
+    By itself it takes the first one it finds. It asks the environment, once per process.
+    """
+    interface = interface_of(own_host)
+    if interface is not None:
+        environment.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": this name exactly
 
 
 def _gloo(store: Store, ranks: Ranks, own_host: str, timeout: timedelta) -> PointToPoint:

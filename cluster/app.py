@@ -13,6 +13,7 @@ from ray.serve.deployment import Application
 from actors.ingress import Ingress
 from actors.model_plan import plan_model
 from actors.router import Router
+from cluster.head import on_head
 from cluster.placement import INGRESS_CPUS, ROUTER_CPUS, pipeline_bundles, resolve_device
 from configs.schema import WindroseConfig
 
@@ -29,6 +30,9 @@ def build_app(args: WindroseConfig) -> Application:
     device = resolve_device(args, ray.cluster_resources() if ray.is_initialized() else {})
     plan = plan_model(args, device)
     bundles = pipeline_bundles(args, device)
+    cpus = args.replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
+    head = on_head(ray.nodes() if ray.is_initialized() else [], cpus)
+    bundles[0].update(head)
     router = serve.deployment(
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
@@ -42,7 +46,7 @@ def build_app(args: WindroseConfig) -> Application:
     )(Router)
     ingress = serve.deployment(
         num_replicas=args.ingress_replicas,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": head},
         max_ongoing_requests=_MAX_STREAMS,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_wait_loop_s=0.1,
