@@ -8,7 +8,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 # What tests/e2e/namespaces.py makes machines of.
-PACKAGES := iproute2 openssh-client openssh-server rsync util-linux
+PACKAGES := iproute2 openssh-client openssh-server procps rsync util-linux
 
 .PHONY: help setup packages serve test check format chaos demo clean
 

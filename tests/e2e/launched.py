@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
 HTTP_PORT = 8000
+_GONE_TIMEOUT_S = 45.0
 _CPUS_OF_AN_ACTOR = 2
 _CPUS = {"head": 1, "worker-1": 6, "worker-2": 6}  # no actor on the head, all three on a worker
 _DRIVER = {"RAY_AUTH_MODE": "token"}
@@ -101,8 +101,14 @@ class Launched:
             os.kill(pid, signal.SIGTERM)
         return self._server.wait(60.0)
 
-    def left(self) -> list[str]:
-        """What still runs on the machines, or lies in their shared memory."""
+    def emptied(self) -> list[str]:
+        """What stays on the machines: processes, names in shared memory."""
+        deadline_s = time.monotonic() + _GONE_TIMEOUT_S
+        while (left := self._left()) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        return left
+
+    def _left(self) -> list[str]:
         machines = self._network.machines.values()
         running = [f"{m.name}: {line}" for m in machines for line in m.processes().values()]
         return running + [f"{m.name}: {name}" for m in machines for name in m.shared_memory()]
@@ -120,7 +126,6 @@ def launched(directory: Path, *visible: Path) -> Iterator[Launched]:
             yaml.safe_dump(local_yaml(head, workers), width=1000)
         )
         yield Launched(network)
-    shutil.rmtree(directory)  # but after a failure: there are Ray's logs
 
 
 def local_yaml(head: str, workers: list[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import psutil
 _PACKAGES = {
     "ip": "iproute2",
     "/usr/sbin/sshd": "openssh-server",
+    "pgrep": "procps",
     "rsync": "rsync",
     "ssh": "openssh-client",
     "unshare": "util-linux",
@@ -29,6 +30,7 @@ _PACKAGES = {
 HOME = Path("/tmp/home")
 _ALL = ("--mount", "--net", "--pid", "--uts", "--ipc")
 _TRIAL = "ip link add name b0 type bridge && ip link add name v0 type veth peer name v1"
+_SECRETS = shutil.ignore_patterns("*shadow*", "ssh_host_*", "private")
 _PATIENCE_S = 20.0
 _COMMAND_TIMEOUT_S = 120.0
 _SSHD = """
@@ -83,7 +85,8 @@ class Machine:
     def _files(self, bashrc: str) -> str:
         """Lay out its own files; returns the commands that put them in place."""
         etc, tmp = self._directory / "etc", self._directory / "tmp"
-        etc.mkdir(parents=True)
+        # A copy: what is mounted over a file alone goes when a package's installation replaces it.
+        shutil.copytree(Path("/etc"), etc, symlinks=True, ignore=_SECRETS)
         (tmp / "home").mkdir(parents=True)
         (tmp / "home" / ".bashrc").write_text(bashrc)
         # As Debian has it: a machine's own name leads to an address that no other can reach.
@@ -92,8 +95,7 @@ class Machine:
         (etc / "passwd").write_text(
             f"root:x:0:0::{HOME}:/bin/bash\nsshd:x:64000:65534::/run/sshd:/usr/sbin/nologin\n"
         )
-        commands = [f"hostname {self.name}", "ip link set lo up"]
-        commands += [f"mount --bind {file} /etc/{file.name}" for file in etc.iterdir()]
+        commands = [f"hostname {self.name}", "ip link set lo up", f"mount --bind {etc} /etc"]
         for path in self._visible:
             if path.is_relative_to("/tmp"):
                 inside = tmp / path.relative_to("/tmp")

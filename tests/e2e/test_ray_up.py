@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.e2e import namespaces
-from tests.e2e.launched import Launched, launched, until
+from tests.e2e.launched import Launched, launched
 from tests.e2e.reference import Reference
 from tests.e2e.streams import (
     Known,
@@ -139,8 +139,9 @@ def under_load(site: Launched, known: Known, strike: Callable[[], None]) -> None
 
 
 def test_ray_down_leaves_nothing(site: Launched) -> None:
-    assert site.stop_serving() == 0
+    with timed("stop of windrose serve"):
+        assert site.stop_serving() == 0
     with timed("ray down"):
         site.down()
     with timed("all gone"):
-        until(lambda: not site.left(), 60.0)
+        assert site.emptied() == []
