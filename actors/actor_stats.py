@@ -39,6 +39,7 @@ class ActorStats:
     num_running: int = 0
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
+    recent_ttft_s: float = 0.0  # see RecentTtft
     num_preemptions: int = 0
     prefix_cache_queries: int = 0  # tokens
     prefix_cache_hits: int = 0  # tokens

@@ -1,4 +1,4 @@
-"""Which attention actor gets which request: pure decisions.
+"""Which attention actor gets which request, and which pipeline: pure decisions.
 
 Where several actors have room, a request goes to the one that was sent the longest beginning of
 its tokens: their keys and values are likely still there. What was sent where is remembered here,
@@ -8,7 +8,7 @@ in keys of whole blocks; what has been evicted there meanwhile nobody tells.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from actors.messages import GenerateRequest
 from model.block_keys import extend_keys
@@ -17,7 +17,7 @@ MAX_KEYS = 8192  # remembered per actor: 1.2 MB, and 131,072 tokens of prompts i
 
 
 class Assigner:
-    """Shares requests out among the attention actors of one pipeline."""
+    """Shares requests out, among the attention actors of one pipeline or among pipelines."""
 
     def __init__(self, block_size: int, max_keys: int = MAX_KEYS) -> None:
         """With `max_keys` of 0 the load alone decides."""
@@ -33,19 +33,28 @@ class Assigner:
         `unfinished` has what each actor that serves has now. Ties go to the actor with fewer
         requests, then to the first. What was sent to actors that are not in it is forgotten.
         """
-        for gone in self._sent.keys() - unfinished.keys():
-            del self._sent[gone]
+        self.keep(unfinished)
         if len(unfinished) == 1:
             return list(unfinished) * len(requests)
         loads = dict(unfinished)
         chosen = []
         for request in requests:
-            keys = self._keys(request)
-            name = min(_with_room(loads), key=lambda one: (-self._known(one, keys), loads[one]))
-            self._remember(name, keys)
+            name = self.pick(request, loads)
             loads[name] += 1
             chosen.append(name)
         return chosen
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget what was sent to all others."""
+        for gone in self._sent.keys() - set(names):
+            del self._sent[gone]
+
+    def pick(self, request: GenerateRequest, loads: Mapping[str, int]) -> str:
+        """The one of these that is to have a request, and is remembered to have been sent it."""
+        keys = self._keys(request)
+        name = min(_with_room(loads), key=lambda one: (-self._known(one, keys), loads[one]))
+        self._remember(name, keys)
+        return name
 
     def _keys(self, request: GenerateRequest) -> list[bytes]:
         keys: list[bytes] = []

@@ -145,6 +145,11 @@ class AttentionRank:
         if self._step_loop is not None:
             self._step_loop.abort(request_ids)
 
+    def unfinished(self, silence_s: float) -> int:
+        """Requests not ended, those of ingresses silent for so long dropped first."""
+        self._drop_silent(LEASE_S - silence_s)
+        return 0 if self._step_loop is None else self._step_loop.num_unfinished
+
     def stop(self) -> None:
         """End the step loop, and with it those of all ranks of the pipeline."""
         if self._step_loop is not None:
@@ -168,9 +173,13 @@ class AttentionRank:
 
     def renew(self, ingress_id: str) -> None:
         """An ingress is alive; drop the requests of those that have not said so for long."""
-        now_s = time.monotonic()
-        self._leases[ingress_id] = now_s + LEASE_S
-        for gone in [one for one, until_s in self._leases.items() if until_s < now_s]:
+        self._leases[ingress_id] = time.monotonic() + LEASE_S
+        self._drop_silent(0.0)
+
+    def _drop_silent(self, remaining_s: float) -> None:
+        """Drop ingresses whose lease ends within so many seconds."""
+        end_s = time.monotonic() + remaining_s
+        for gone in [one for one, until_s in self._leases.items() if until_s < end_s]:
             self.drop_ingress(gone)
 
     def drop_ingress(self, ingress_id: str) -> None:
@@ -202,6 +211,7 @@ class AttentionRank:
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             kv_cache_usage=engine.kv_cache_usage,
+            recent_ttft_s=self._step_loop.recent_ttft_s() if self._step_loop is not None else 0.0,
             num_preemptions=engine.num_preemptions,
             prefix_cache_queries=engine.prefix_cache_queries,
             prefix_cache_hits=engine.prefix_cache_hits,

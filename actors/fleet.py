@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import ray
@@ -38,9 +38,9 @@ class Fleet:
         router: DeploymentHandle[Router],
         namespace: str,
         model_name: str,
-        on_look: Callable[[], None],
+        on_look: Callable[[Sequence[PipelineReport]], None],
     ) -> None:
-        """`on_look()` is called whenever it has been seen which pipelines serve."""
+        """`on_look(reports)` is called whenever all routers have been asked."""
         self._router = router
         self._namespace = namespace
         self._model_name = model_name
@@ -61,11 +61,16 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         while True:
-            serving = [one.router.pipeline for one in await self.reports() if one.serving]
+            reports = await self.reports()
+            serving = [one.router.pipeline for one in reports if one.serving]
             self._ready = bool(serving)
             self._served_s |= dict.fromkeys(serving, time.monotonic())
-            self._on_look()
+            self._on_look(reports)
             await asyncio.sleep(_POLL_S)
+
+    def heard(self, pipeline: str) -> None:
+        """A pipeline has sent tokens: one that drains serves too, though Serve shows it no more."""
+        self._served_s[pipeline] = time.monotonic()
 
     def silent_s(self, pipeline: str) -> float:
         """For how long a pipeline has not been seen to serve; 0 for one that was never seen."""

@@ -150,7 +150,10 @@ async def experts(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """200 when requests can be served; 503 before, and while shutting down."""
+    """200 when requests can be served; 503 before, and while shutting down.
+
+    With `min_replicas` 0 it is 200 without any pipeline too: the next request starts one.
+    """
     state = _state(request)
     if state.draining:
         raise Unavailable("the server is shutting down")

@@ -12,8 +12,10 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from actors.assignment import MAX_KEYS, Assigner
 from actors.http_api import create_api
 from actors.naming import namespace_of
+from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
@@ -46,7 +48,10 @@ class Ingress:
             ingress_id,
             config.model_name,
             config.pipeline_wait_s,
+            PipelineChoice(_assigner(config)),
+            asleep_is_ready=config.max_replicas is not None and config.min_replicas == 0,
         )
+        self._source = source
         self._state = ServingState(
             model_name=config.model_name,
             tokenizer=Tokenizer.from_dir(config.model),
@@ -61,15 +66,26 @@ class Ingress:
         )
 
     async def drain(self, timeout_s: float) -> int:
-        """Refuse new requests and wait for the accepted ones; returns how many did not finish."""
+        """Refuse new requests and wait for the accepted ones; returns how many did not finish.
+
+        Those end with an error.
+        """
         self._state.draining = True
         deadline_s = time.monotonic() + timeout_s
         while self._state.num_in_flight and time.monotonic() < deadline_s:
             await asyncio.sleep(_DRAIN_POLL_S)
+        unfinished = self._state.num_in_flight
+        self._source.give_up()
         # The last bytes of the last answer are still on their way through the proxy.
         await asyncio.sleep(_LAST_BYTES_S)
-        return self._state.num_in_flight
+        return unfinished
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware already answers with X-Request-Id.
         return create_api(self._state, request_id_header=False)
+
+
+def _assigner(config: WindroseConfig) -> Assigner:
+    """For the pipelines; with one, upgrades aside, there is nothing to know them by."""
+    worth = config.enable_prefix_caching and config.most_replicas > 1
+    return Assigner(config.block_size, MAX_KEYS * config.attention_actors if worth else 0)

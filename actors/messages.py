@@ -25,6 +25,7 @@ class GenerateRequest:
     output_token_ids: tuple[int, ...] = ()
     arrival_s: float = 0.0  # time.time() at the ingress
     priority: int = 0  # the lower, the earlier its turn
+    weights: str = ""  # those that made the output tokens: no others may go on; "": any
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from actors.mending import Mender
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
 from actors.patience import forget, within
+from actors.pipeline_choice import fits
+from actors.pipeline_load import PipelineLoad
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeRefused, PlacementChange
 from actors.pulse import Pulse
@@ -38,6 +41,8 @@ from model.placement import split_evenly
 _MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
 _STOP_TIMEOUT_S = 15.0
 _CANCEL_AGAIN_S = 0.01
+_DRAIN_POLL_S = 0.1
+_ANSWER_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ class Pipeline:
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
         self._mender = Mender(crew, self._pulse, self._placement)
         self._unfinished: dict[int, int] = {}
+        self._load = PipelineLoad()
         limits = plan.limits
         self._assigner = Assigner(
             limits.block_size, MAX_KEYS if limits.enable_prefix_caching else 0
@@ -158,11 +164,18 @@ class Pipeline:
     async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
         """Assign requests that arrived together; returns the name of each one's attention actor.
 
-        None stands for a request whose actor turned out to be gone: it is to be submitted again.
+        None stands for a request whose actor turned out to be gone, or that is not for this
+        pipeline: it is to be submitted again.
 
         Raises:
             TimeoutError: nothing could serve for `pipeline_wait_s`.
         """
+        name, longest = self._identity.pipeline, self._plan.limits.max_model_len
+        mine = [fits(request, name, longest) for request in requests]
+        taken = iter(await self._share_out([one for one, fit in zip(requests, mine) if fit]))
+        return [next(taken) if fit else None for fit in mine]
+
+    async def _share_out(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
         if not self._mender.whole.is_set():
             await within(self._config.pipeline_wait_s, self._mender.whole.wait())
         members = self._crew.attention
@@ -204,6 +217,9 @@ class Pipeline:
         for rank in self._crew.attention:
             if rank in stats:
                 self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
+        self._load = PipelineLoad.of(
+            [stats[rank] for rank in self._crew.attention if rank in stats]
+        )
         if self._placement is not None:
             self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
 
@@ -214,6 +230,8 @@ class Pipeline:
             router=self._identity,
             serving=self._mender.whole.is_set(),
             obstacle=self._mender.obstacle(),
+            unfinished=sum(self._unfinished.values()),
+            max_model_len=self._plan.limits.max_model_len,
             placement_version=0 if placement is None else placement.version,
             target=() if placement is None else placement.target.ranks,
             filling=tuple(self._crew.filling),
@@ -224,6 +242,29 @@ class Pipeline:
             changes={} if placement is None else dict(placement.outcomes),
             balance=self._balance.report(),
         )
+
+    def load(self) -> PipelineLoad:
+        """How busy it was at the last beat."""
+        return self._load
+
+    async def drain(self, timeout_s: float) -> None:
+        """Return once no request is left here, but no later than after `timeout_s`.
+
+        Nothing new may be submitted meanwhile; the supervisor goes on mending.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while left := await self._count_unfinished():
+            if time.monotonic() >= deadline_s:
+                logger.warning("%d requests have to go on elsewhere", left)
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    async def _count_unfinished(self) -> int:
+        """Requests in all attention actors; one that does not answer is asked again."""
+        members = self._crew.attention.values()
+        asked = [within(_ANSWER_S, member.handle.unfinished.remote()) for member in members]
+        counts = await asyncio.gather(*asked, return_exceptions=True)
+        return sum(1 if isinstance(count, BaseException) else count for count in counts)
 
     async def stop(self) -> None:
         """End the loops, then the processes."""

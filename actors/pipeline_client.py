@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,9 +18,12 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.errors import ApiError, Unavailable
 from actors.fleet import BROKEN, Fleet
+from actors.live_request import Live, nobody_serves, upgraded
 from actors.messages import GenerateRequest, TokenEvent
-from actors.naming import pipeline_of
+from actors.naming import pipeline_of, weights_of
 from actors.patience import within
+from actors.pipeline_choice import PipelineChoice
+from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeReport, PlacementChange
 from actors.recovery import describe
 
@@ -29,35 +31,9 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
     from actors.router import Router
 
 _RETRY_PAUSE_S = 0.2
+_UPGRADED_S = 10.0  # other weights are served so long: those that began an answer will not return
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request between `generate`'s first step and its end."""
-
-    request: GenerateRequest
-    outputs: list[int]
-    deadline_s: float  # monotonic: until when it may wait for a pipeline
-    attempt: int = 0
-    actor: str | None = None
-    closed: bool = False
-    queue: asyncio.Queue[TokenEvent | ApiError] = field(default_factory=asyncio.Queue)
-
-    @property
-    def attempt_id(self) -> str:
-        """The id the attention actor knows; tokens of an earlier attempt are not taken for new."""
-        return f"{self.request.request_id}#{self.attempt}"
-
-    def as_submitted(self, ingress_id: str) -> GenerateRequest:
-        """The request as it stands now, its tokens so far included."""
-        return replace(
-            self.request,
-            request_id=self.attempt_id,
-            ingress_id=ingress_id,
-            output_token_ids=tuple(self.outputs),
-        )
 
 
 class PipelineClient:
@@ -70,17 +46,23 @@ class PipelineClient:
         ingress_id: str,
         model_name: str,
         wait_timeout_s: float,
+        choice: PipelineChoice,
+        *,
+        asleep_is_ready: bool,
     ) -> None:
+        """With `asleep_is_ready` it can serve without any pipeline: the next request starts one."""
         self._router = router
         self._namespace = namespace
         self._ingress_id = ingress_id
         self._wait_timeout_s = wait_timeout_s
-        self._live: dict[str, _Live] = {}
-        self._new: list[_Live] = []
+        self._live: dict[str, Live] = {}
+        self._new: list[Live] = []
         self._gone: dict[str, list[str]] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._actors: dict[str, Any] = {}  # those a stream is read from
         self._tasks: set[asyncio.Task[None]] = set()
+        self._choice = choice
+        self._asleep_is_ready = asleep_is_ready
         self._fleet = Fleet(router, namespace, model_name, self._on_look)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -90,7 +72,7 @@ class PipelineClient:
             Unavailable: no pipeline took it in time.
         """
         deadline_s = time.monotonic() + self._wait_timeout_s
-        live = _Live(request, list(request.output_token_ids), deadline_s)
+        live = Live(request, list(request.output_token_ids), request.weights, deadline_s)
         self._fleet.watch()
         self._enqueue(live)
         finished = False
@@ -108,7 +90,7 @@ class PipelineClient:
             if not finished:
                 self._abort(live)
 
-    def _enqueue(self, live: _Live) -> None:
+    def _enqueue(self, live: Live) -> None:
         self._live[live.attempt_id] = live
         if not self._new:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -116,21 +98,47 @@ class PipelineClient:
 
     def _flush(self) -> None:
         batch, self._new = [live for live in self._new if not live.closed], []
-        if batch:
-            self._start(self._submit(batch))
+        self._send(batch)
 
-    async def _submit(self, batch: Sequence[_Live]) -> None:
-        while True:
-            try:
-                names = await within(self._patience_s(batch), self._hand_in(batch))
-            except BROKEN as error:
-                logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
+    def _send(self, batch: Sequence[Live]) -> None:
+        """Hand each request to the pipeline chosen for it; those for one pipeline in one call."""
+        chosen: dict[str | None, list[Live]] = {}
+        for live in batch:
+            name = self._choice.choose(live.as_submitted(self._ingress_id))
+            chosen.setdefault(name, []).append(live)
+        nowhere = chosen.pop(None, [])
+        if not self._choice.knows_any:
+            # Serve keeps them until there is one; and starts one, where it had none.
+            anywhere = [live for live in nowhere if not live.outputs]
+            nowhere = [live for live in nowhere if live.outputs]
+            if anywhere:
+                self._start(self._submit(anywhere, None))
+        if nowhere:
+            self._start(self._wait_with(nowhere))
+        for name, group in chosen.items():
+            self._start(self._submit(group, name))
+
+    async def _wait_with(self, batch: Sequence[Live]) -> None:
+        """Look again in a moment for a pipeline that can take these."""
+        await asyncio.sleep(_RETRY_PAUSE_S)
+        wanted = []
+        for live in self._still_wanted(batch):
+            absent_s = self._choice.absent_s(live.weights, time.monotonic()) if live.outputs else 0
+            if absent_s > _UPGRADED_S:
+                del self._live[live.attempt_id]
+                live.queue.put_nowait(upgraded())
             else:
-                break
+                wanted.append(live)
+        self._send(wanted)
+
+    async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
+        try:
+            names = await within(self._patience_s(batch), self._hand_in(batch, pipeline))
+        except BROKEN as error:
+            logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             await asyncio.sleep(_RETRY_PAUSE_S)
-            batch = self._still_wanted(batch)
-            if not batch:
-                return
+            self._send(self._still_wanted(batch))
+            return
         for live, name in zip(batch, names, strict=True):
             if name is None:
                 self._renew(live)
@@ -140,16 +148,16 @@ class PipelineClient:
             if live.closed:
                 self._abort(live)
 
-    async def _hand_in(self, batch: Sequence[_Live]) -> list[str | None]:
+    async def _hand_in(self, batch: Sequence[Live], pipeline: str | None) -> list[str | None]:
         requests = [live.as_submitted(self._ingress_id) for live in batch]
-        names: list[str | None] = await self._router.submit.remote(requests)
+        names: list[str | None] = await self._router.submit.remote(requests, pipeline)
         return names
 
-    def _patience_s(self, batch: Sequence[_Live]) -> float:
+    def _patience_s(self, batch: Sequence[Live]) -> float:
         """Until the first of them has waited for as long as it may."""
         return max(0.0, min(live.deadline_s for live in batch) - time.monotonic())
 
-    def _renew(self, live: _Live) -> None:
+    def _renew(self, live: Live) -> None:
         """Submit a request again: the actor it went to is gone."""
         self._live.pop(live.attempt_id, None)
         if not live.closed:
@@ -157,7 +165,7 @@ class PipelineClient:
             live.attempt += 1
             self._enqueue(live)
 
-    def _still_wanted(self, batch: Sequence[_Live]) -> list[_Live]:
+    def _still_wanted(self, batch: Sequence[Live]) -> list[Live]:
         """Renew the attempts of those whose client waits; give up on those that waited too long."""
         wanted = []
         for live in batch:
@@ -165,7 +173,7 @@ class PipelineClient:
             if live.closed:
                 continue
             if time.monotonic() > live.deadline_s:
-                live.queue.put_nowait(_nobody_serves())
+                live.queue.put_nowait(nobody_serves())
                 continue
             live.attempt += 1
             self._live[live.attempt_id] = live
@@ -184,8 +192,10 @@ class PipelineClient:
                 self._ingress_id
             )
             async for ref in stream:
-                for event in await ref:
-                    self._deliver(event)
+                events = await ref
+                self._fleet.heard(pipeline_of(name))
+                for event in events:
+                    self._deliver(event, weights_of(name))
         except (*BROKEN, ValueError) as error:
             logger.warning("the stream of %s broke: %s", name, describe(error))
         finally:
@@ -193,11 +203,12 @@ class PipelineClient:
             self._actors.pop(name, None)
             self._resubmit_from(name)
 
-    def _deliver(self, event: TokenEvent) -> None:
+    def _deliver(self, event: TokenEvent, weights: str) -> None:
         live = self._live.get(event.request_id)
         if live is None:
             return
         live.outputs += event.token_ids
+        live.weights = weights
         if event.finish_reason is not None:
             del self._live[event.request_id]
         live.queue.put_nowait(event)
@@ -208,7 +219,8 @@ class PipelineClient:
             live.deadline_s = time.monotonic() + self._wait_timeout_s
             self._renew(live)
 
-    def _on_look(self) -> None:
+    def _on_look(self, reports: Sequence[PipelineReport]) -> None:
+        self._choice.look(reports, time.monotonic())
         for actor in self._actors.values():
             actor.renew.remote(self._ingress_id)
         self._give_up_on_silent()
@@ -221,9 +233,16 @@ class PipelineClient:
             if self._fleet.silent_s(pipeline_of(live.actor)) > self._wait_timeout_s:
                 self._abort(live)
                 del self._live[live.attempt_id]
-                live.queue.put_nowait(_nobody_serves())
+                live.queue.put_nowait(nobody_serves())
 
-    def _abort(self, live: _Live) -> None:
+    def give_up(self) -> None:
+        """End all that runs with an error: the server ends now."""
+        for live in list(self._live.values()):
+            self._abort(live)
+            del self._live[live.attempt_id]
+            live.queue.put_nowait(Unavailable("the server has shut down", retry_after_s=5.0))
+
+    def _abort(self, live: Live) -> None:
         if live.actor is None:
             return
         if not self._gone:
@@ -260,9 +279,5 @@ class PipelineClient:
         return await self._fleet.metrics()
 
     def ready(self) -> bool:
-        """Whether a pipeline serves, as last seen."""
-        return self._fleet.ready()
-
-
-def _nobody_serves() -> Unavailable:
-    return Unavailable("no pipeline can serve the request now", retry_after_s=5.0)
+        """Whether a pipeline serves, as last seen, or there may be none and none is."""
+        return self._fleet.ready() or (self._asleep_is_ready and not self._choice.knows_any)

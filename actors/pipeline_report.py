@@ -36,6 +36,8 @@ class PipelineReport:
     router: ActorIdentity
     serving: bool
     obstacle: str | None  # why it does not serve
+    unfinished: int  # requests, running and waiting
+    max_model_len: int  # tokens of prompt + answer
     placement_version: int
     target: Table  # who is to hold what; () where the attention actors hold all
     filling: tuple[int, ...]  # ranks that wait for an actor

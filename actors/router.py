@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from ray import serve
 from ray.util import get_current_placement_group
@@ -18,10 +18,12 @@ from actors import rendezvous
 from actors.live_placement import Outcome
 from actors.messages import GenerateRequest
 from actors.model_plan import plan_model
+from actors.naming import pipeline_name
 from actors.pipeline import Pipeline
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import PlacementChange
 from configs.schema import WindroseConfig
+from model.fingerprint import weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ class Router:
         assert group is not None, "the router's deployment reserves its actors' resources"
         if plan.num_expert:
             rendezvous.prepare()  # while the actors start
-        name = uuid.uuid4().hex[:8]
+        weights = await asyncio.to_thread(weights_fingerprint, config.model, plan.dtype)
+        replica = serve.get_replica_context().replica_id.unique_id
+        name = pipeline_name(weights, replica)
+        self._drain_timeout_s = config.drain_timeout_s
         self._pipeline = Pipeline(name, config, plan, group, serve.get_replica_context().app_name)
         await self._pipeline.start()
         self._supervisor = asyncio.get_running_loop().create_task(self._pipeline.supervise())
@@ -48,10 +53,13 @@ class Router:
             plan.num_expert,
         )
 
-    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
+    async def submit(
+        self, requests: Sequence[GenerateRequest], pipeline: str | None = None
+    ) -> list[str | None]:
         """Assign requests that arrived together; returns the name of each one's attention actor.
 
-        None stands for a request whose actor is gone: it is to be submitted again.
+        None stands for a request whose actor is gone, or that is not for this pipeline: it is to
+        be submitted again. `pipeline` is the one that was meant, for `request_router.py`.
         """
         return await self._pipeline.submit(requests)
 
@@ -63,6 +71,10 @@ class Router:
         """The pipeline at this moment."""
         return self._pipeline.report()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The load, for Serve, which asks while the number of pipelines follows it."""
+        return asdict(self._pipeline.load())
+
     async def check_health(self) -> None:
         """Serve asks this regularly; an error makes it replace the whole pipeline.
 
@@ -73,8 +85,13 @@ class Router:
             await self._supervisor
 
     async def __del__(self) -> None:
-        """Serve calls this when the replica goes: end the loops, then the processes."""
+        """Serve calls this when the replica goes, and no new requests come.
+
+        Those that are here finish; then the loops end, then the processes.
+        """
         if hasattr(self, "_supervisor"):
+            if not self._supervisor.done():
+                await self._pipeline.drain(self._drain_timeout_s)
             self._supervisor.cancel()
         if hasattr(self, "_pipeline"):
             await self._pipeline.stop()

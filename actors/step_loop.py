@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from actors.engine import Engine
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
+from actors.recent_ttft import RecentTtft
 from actors.scheduler import StepPlan
 from model.exchange import Exchange, LoopEnd, StepHeader, agreed_micro_batches, all_move
 
@@ -44,6 +45,7 @@ class StepLoop:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._ingress_of: dict[str, str] = {}
+        self._ttft = RecentTtft()
         self._plan: StepPlan | None = None  # chosen, and not yet run to its end
         self._next_epoch = 0
         self.placement_version = 0  # told to the other ranks; for whoever owns the dispatcher
@@ -74,7 +76,7 @@ class StepLoop:
         orphans = [one for one, owner in self._ingress_of.items() if owner == ingress_id]
         for request_id in orphans:
             self._engine.abort(request_id)
-            del self._ingress_of[request_id]
+            self._forget(request_id)
 
     def between_steps(self, action: Callable[[], None]) -> None:
         """Have the loop's thread run `action` before the next step; any thread."""
@@ -99,6 +101,10 @@ class StepLoop:
     def num_unfinished(self) -> int:
         """Requests handed in and not ended, as far as the loop has seen them."""
         return len(self._ingress_of) + self._inbox.qsize()
+
+    def recent_ttft_s(self) -> float:
+        """See RecentTtft; any thread."""
+        return self._ttft.value_s(time.time())
 
     def run(self) -> LoopEnd:
         """Loop until told to stop or move. After PeerLost or a move it can be run again.
@@ -181,11 +187,13 @@ class StepLoop:
                 return
             if isinstance(item, str):
                 self._engine.abort(item)
-                self._ingress_of.pop(item, None)
+                self._forget(item)
             elif callable(item):
                 item()
             else:
                 self._ingress_of[item.request_id] = item.ingress_id
+                if not item.output_token_ids and item.arrival_s:
+                    self._ttft.arrived(item.request_id, item.arrival_s)
                 self._report(self._add(item))
 
     def _add(self, request: GenerateRequest) -> list[TokenEvent]:
@@ -196,14 +204,20 @@ class StepLoop:
             logger.exception("request %s cannot run here", request.request_id)
             return [TokenEvent(request.request_id, (), None, "abort")]
 
+    def _forget(self, request_id: str) -> None:
+        self._ingress_of.pop(request_id, None)
+        self._ttft.left(request_id)
+
     def _report(self, events: Sequence[TokenEvent]) -> None:
         by_ingress: dict[str, StepEvents] = {}
+        now_s = time.time()
         for event in events:
             ingress_id = self._ingress_of.get(event.request_id)
             if ingress_id is None:
                 continue
             by_ingress.setdefault(ingress_id, []).append(event)
+            self._ttft.token(event.request_id, now_s)
             if event.finish_reason is not None:
-                del self._ingress_of[event.request_id]
+                self._forget(event.request_id)
         for ingress_id, batch in by_ingress.items():
             self._emit(ingress_id, batch)

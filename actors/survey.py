@@ -21,11 +21,19 @@ from actors.recovery_log import BUCKETS_S
 
 
 def total_tokens(stats: Sequence[ActorStats]) -> list[list[int]]:
-    """Rows per [layer][expert], summed over all attention actors."""
+    """Rows per [layer][expert], summed over all attention actors.
+
+    While an upgrade replaces a model by one of another shape, over those of the first one's.
+    """
     tables = [one.expert_tokens for one in stats if one.expert_tokens]
     if not tables:
         return []
+    tables = [table for table in tables if _shape(table) == _shape(tables[0])]
     return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
+def _shape(table: Sequence[Sequence[int]]) -> list[int]:
+    return [len(row) for row in table]
 
 
 def balancedness(tokens: Sequence[Sequence[int]]) -> float:
@@ -123,6 +131,7 @@ class _EngineCollector(Collector):
             ("num_requests_running", "Sequences in the running batch", "num_running"),
             ("num_requests_waiting", "Sequences waiting to be admitted", "num_waiting"),
             ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", "kv_cache_usage"),
+            ("recent_ttft_seconds", "Time to the first token lately", "recent_ttft_s"),
             ("placement_version", "Version of the expert placement", "placement_version"),
             ("micro_batches", "Micro-batches of the last step", "micro_batches"),
         ):

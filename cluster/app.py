@@ -6,19 +6,27 @@
 # No `from __future__ import annotations` here: Serve looks at build_app's annotation to turn the
 # `args` of a Serve file into a WindroseConfig, and must find the class, not its name.
 
+import warnings
+from typing import Any, cast
+
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.deployment import Application
 
 from actors.ingress import Ingress
 from actors.model_plan import plan_model
+from actors.request_router import ByPipeline
 from actors.router import Router
+from cluster.autoscaling import ScalingPolicy
 from cluster.head import on_head
 from cluster.placement import INGRESS_CPUS, ROUTER_CPUS, pipeline_bundles, resolve_device
 from configs.schema import WindroseConfig
 
 _HEALTH_CHECK_PERIOD_S = 1.0
 _MAX_STREAMS = 100_000  # Serve must not limit what the ingress admits by itself
+_LOAD_PERIOD_S = 1.0  # how often routers report it; Serve's default of 10 s is a burst too late
+_END_S = 20.0  # of a pipeline's processes, once it is idle
 
 
 def build_app(args: WindroseConfig) -> Application:
@@ -30,11 +38,11 @@ def build_app(args: WindroseConfig) -> Application:
     device = resolve_device(args, ray.cluster_resources() if ray.is_initialized() else {})
     plan = plan_model(args, device)
     bundles = pipeline_bundles(args, device)
-    cpus = args.replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
+    cpus = args.most_replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
     head = on_head(ray.nodes() if ray.is_initialized() else [], cpus)
     bundles[0].update(head)
     router = serve.deployment(
-        num_replicas=args.replicas,
+        **_number_of_pipelines(args),
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         placement_group_bundles=bundles,
         placement_group_strategy="PACK",
@@ -42,7 +50,9 @@ def build_app(args: WindroseConfig) -> Application:
         max_constructor_retry_count=3,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=30.0,
+        graceful_shutdown_timeout_s=args.drain_timeout_s + _END_S,
+        max_surge_percent=args.max_surge_percent,
+        request_router_config=RequestRouterConfig(request_router_class=cast(Any, ByPipeline)),
     )(Router)
     ingress = serve.deployment(
         num_replicas=args.ingress_replicas,
@@ -50,8 +60,37 @@ def build_app(args: WindroseConfig) -> Application:
         max_ongoing_requests=_MAX_STREAMS,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=args.shutdown_timeout_s,
+        graceful_shutdown_timeout_s=max(args.shutdown_timeout_s, args.drain_timeout_s),
+        max_surge_percent=100,
     )(Ingress)
     return ingress.bind(
         args, router.bind(args, device), plan.limits.max_model_len, plan.model.vocab_size
     )
+
+
+def _number_of_pipelines(config: WindroseConfig) -> dict[str, Any]:
+    """Serve's options for it: fixed, or following the load."""
+    if config.max_replicas is None:
+        return {"num_replicas": config.replicas}
+    target = config.target_ongoing_requests or config.attention_actors * config.max_num_seqs
+    policy = AutoscalingPolicy(
+        policy_function=ScalingPolicy,
+        policy_kwargs={
+            "target_ongoing_requests": target,
+            "target_ttft_s": config.target_ttft_s,
+        },
+    )
+    with warnings.catch_warnings():
+        # The period's successors, two environment variables, do nothing in Ray 2.60 yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scaling = AutoscalingConfig(
+            min_replicas=config.min_replicas,
+            max_replicas=config.max_replicas,
+            initial_replicas=config.initial_replicas,
+            target_ongoing_requests=target,
+            upscale_delay_s=config.upscale_delay_s,
+            downscale_delay_s=config.downscale_delay_s,
+            metrics_interval_s=_LOAD_PERIOD_S,
+            policy=policy,
+        )
+    return {"autoscaling_config": scaling}

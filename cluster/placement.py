@@ -31,13 +31,13 @@ def pipeline_bundles(config: WindroseConfig, device: str) -> list[dict[str, floa
 def cpus_needed(config: WindroseConfig) -> float:
     """CPUs that Ray must be able to reserve for the whole deployment."""
     pipeline = ROUTER_CPUS + _num_actors(config) * config.cpus_per_actor
-    return config.replicas * pipeline + config.ingress_replicas * INGRESS_CPUS
+    return config.most_replicas * pipeline + config.ingress_replicas * INGRESS_CPUS
 
 
 def room_to_grow(config: WindroseConfig, num_experts: int) -> float:
     """CPUs with which every pipeline can be scaled to an expert actor per expert."""
     more = max(0, num_experts - config.expert_actors) if config.expert_actors else 0
-    return config.replicas * more * config.cpus_per_actor
+    return config.most_replicas * more * config.cpus_per_actor
 
 
 def _num_actors(config: WindroseConfig) -> int:

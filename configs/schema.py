@@ -66,6 +66,55 @@ class WindroseConfig(BaseModel):
     replicas: Annotated[
         int, _setting("topology", "pipelines, each a whole copy of the model", ge=1)
     ] = 1
+    max_replicas: Annotated[
+        int | None,
+        _setting(
+            "scaling", "most pipelines; given, their number follows the load (not `replicas`)", ge=1
+        ),
+    ] = None
+    min_replicas: Annotated[
+        int,
+        _setting("scaling", "fewest pipelines; 0: none without requests, the next one waits", ge=0),
+    ] = 1
+    initial_replicas: Annotated[
+        int | None, _setting("scaling", "pipelines to begin with; default: min_replicas", ge=0)
+    ] = None
+    target_ongoing_requests: Annotated[
+        float | None,
+        _setting(
+            "scaling",
+            "requests, running and waiting, for each pipeline; default: as many as run at once",
+            gt=0,
+        ),
+    ] = None
+    target_ttft_s: Annotated[
+        float | None,
+        _setting("scaling", "seconds to the first token beyond which pipelines are added", gt=0),
+    ] = None
+    upscale_delay_s: Annotated[
+        float, _setting("scaling", "seconds that more must be wanted before there are more", ge=0)
+    ] = 30.0
+    downscale_delay_s: Annotated[
+        float, _setting("scaling", "seconds that fewer must do before there are fewer", ge=0)
+    ] = 600.0
+    drain_timeout_s: Annotated[
+        float,
+        _setting(
+            "scaling",
+            "seconds a pipeline that goes gets to finish; what is left goes on in another one",
+            ge=0,
+        ),
+    ] = 300.0
+    max_surge_percent: Annotated[
+        int,
+        _setting(
+            "scaling",
+            "pipelines that an upgrade starts before it stops old ones, percent of all, rounded"
+            " up; 0: an old one makes room first",
+            ge=0,
+            le=100,
+        ),
+    ] = 25
     balance: Annotated[
         Balance,
         _setting(
@@ -185,6 +234,34 @@ class WindroseConfig(BaseModel):
         if value != 0 and not value > 1:
             raise ValueError("must be more than 1, or 0")
         return value
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _one_number_or_a_range(cls, value: int | None, info: ValidationInfo) -> int | None:
+        fixed = info.data.get("replicas", 1)
+        if value is not None and fixed != 1:
+            raise ValueError(f"replicas is {fixed}: give the one or the other")
+        return value
+
+    @field_validator("min_replicas", "initial_replicas", "target_ongoing_requests", "target_ttft_s")
+    @classmethod
+    def _within_the_range(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if "max_replicas" not in info.data or value is None:
+            return value
+        name, most = str(info.field_name), info.data["max_replicas"]
+        if most is None and value != cls.model_fields[name].default:
+            raise ValueError("needs max_replicas: without it the number of pipelines is fixed")
+        if name.endswith("_replicas") and most is not None and value > most:
+            raise ValueError(f"is more than max_replicas, {most}")
+        fewest = info.data.get("min_replicas", 0)
+        if name == "initial_replicas" and value < fewest:
+            raise ValueError(f"is less than min_replicas, {fewest}")
+        return value
+
+    @property
+    def most_replicas(self) -> int:
+        """Pipelines that there can be at once, upgrades aside."""
+        return self.max_replicas or self.replicas
 
     @property
     def model_name(self) -> str:

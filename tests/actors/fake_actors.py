@@ -280,6 +280,9 @@ class FakeActor(FakeLoop):
             self.submitted += call.args[0]
             self._answer(call, len(self.submitted))
 
+    def _unfinished(self, call: Call) -> None:
+        self._answer(call, len(self.submitted))
+
     def _stats(self, call: Call) -> None:
         role = "attention" if self.is_attention else "expert"
         pid = 1000 + self.world.actors.index(self)

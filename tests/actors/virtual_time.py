@@ -62,6 +62,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         with (
             mock.patch("actors.pulse.time", clock),
             mock.patch("actors.balance_watch.time", clock),
+            mock.patch("actors.pipeline.time", clock),
         ):
             result = runner.run(work)
     gc.collect(1)  # a task's error is told when nothing refers to the task any more

@@ -1,0 +1,37 @@
+"""What tells the weights of one model from another's, without reading them all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from model.checkpoint import Checkpoint
+from model.shards import CheckpointError
+
+_SAMPLE_BYTES = 256  # of each tensor
+_HEX_DIGITS = 12
+
+
+def weights_fingerprint(model_dir: str, dtype: str) -> str:
+    """Hex digits that are the same only where the same tokens follow the same prompt.
+
+    Of the directory's name, its config.json, and of each tensor its place and 256 bytes from its
+    middle: training moves them all, and a thousand short reads take no time. Weights that were
+    copied to another directory count as others.
+
+    Raises:
+        CheckpointError: a file is missing, cut short, or cannot be read.
+    """
+    checkpoint = Checkpoint(model_dir)
+    digest = hashlib.blake2b(f"{model_dir}\0{dtype}\0".encode())
+    try:
+        digest.update((Path(model_dir) / "config.json").read_bytes())
+        for key in checkpoint.in_file_order(checkpoint.entries):
+            entry = checkpoint.entries[key]
+            digest.update(f"\0{key}\0{entry.dtype}\0{entry.shape}\0".encode())
+            with entry.file.open("rb", buffering=0) as file:
+                file.seek(entry.offset_bytes + max(0, (entry.size_bytes - _SAMPLE_BYTES) // 2))
+                digest.update(file.read(min(_SAMPLE_BYTES, entry.size_bytes)))
+    except OSError as error:
+        raise CheckpointError(f"{model_dir}: cannot be read: {error}") from error
+    return digest.hexdigest()[:_HEX_DIGITS]
