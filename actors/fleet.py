@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.errors import ApiError, BadRequest, Conflict, Unavailable
-from actors.patience import within
+from actors.patience import start_apart, within
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeRefused, ChangeReport, PlacementChange
 from actors.recovery import describe
@@ -57,7 +57,7 @@ class Fleet:
     def watch(self) -> None:
         """See once a second which pipelines serve, from now on."""
         if self._poll is None:
-            self._poll = asyncio.get_running_loop().create_task(self._keep_looking())
+            self._poll = start_apart(self._keep_looking())
 
     async def _keep_looking(self) -> None:
         while True:

@@ -18,6 +18,8 @@ class Live:
     weights: str  # those that made the outputs: no others may go on
     deadline_s: float  # monotonic: until when it may wait for a pipeline
     attempt: int = 0
+    refusals: int = 0  # in a row
+    pipeline: str | None = None  # that counts it as one of its requests
     actor: str | None = None
     closed: bool = False
     queue: asyncio.Queue[TokenEvent | ApiError] = field(default_factory=asyncio.Queue)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextvars import Context
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -64,3 +65,12 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     return await future
+
+
+def start_apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start what belongs to no request in particular, though one may have occasioned it.
+
+    Serve keeps the request it is in as a context variable, gives all calls that are made there
+    its id, and cancels them with it: of two calls at once one would never be sent.
+    """
+    return asyncio.get_running_loop().create_task(work, context=Context())

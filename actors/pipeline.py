@@ -260,11 +260,17 @@ class Pipeline:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def _count_unfinished(self) -> int:
-        """Requests in all attention actors; one that does not answer is asked again."""
+        """Requests in all attention actors; one that does not answer in time may have one."""
         members = self._crew.attention.values()
         asked = [within(_ANSWER_S, member.handle.unfinished.remote()) for member in members]
         counts = await asyncio.gather(*asked, return_exceptions=True)
-        return sum(1 if isinstance(count, BaseException) else count for count in counts)
+        left = 0
+        for count in counts:
+            if isinstance(count, TimeoutError):
+                left += 1
+            elif not isinstance(count, BaseException):  # who is dead has none
+                left += count
+        return left
 
     async def stop(self) -> None:
         """End the loops, then the processes."""

@@ -20,7 +20,7 @@ class PipelineChoice:
     def __init__(self, assigner: Assigner) -> None:
         self._assigner = assigner
         self._known: dict[str, PipelineReport] = {}
-        self._loads: dict[str, int] = {}  # as reported, and what was sent since
+        self._loads: dict[str, int] = {}  # as reported, and what came and went since
         self._seen_s: dict[str, float] = {}  # when weights were served last
 
     def look(self, reports: Sequence[PipelineReport], now_s: float) -> None:
@@ -54,6 +54,10 @@ class PipelineChoice:
         name = self._assigner.pick(request, {name: self._loads[name] for name in names})
         self._loads[name] += 1
         return name
+
+    def ended(self, name: str) -> None:
+        """A request that was sent to this pipeline is there no more."""
+        self._loads[name] = max(0, self._loads.get(name, 0) - 1)
 
 
 def fits(request: GenerateRequest, name: str, max_model_len: int) -> bool:

@@ -21,7 +21,7 @@ from actors.fleet import BROKEN, Fleet
 from actors.live_request import Live, nobody_serves, upgraded
 from actors.messages import GenerateRequest, TokenEvent
 from actors.naming import pipeline_of, weights_of
-from actors.patience import within
+from actors.patience import start_apart, within
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_report import PipelineReport
 from actors.placement_messages import ChangeReport, PlacementChange
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
     from actors.router import Router
 
 _RETRY_PAUSE_S = 0.2
+_QUICK_TRIES = 3  # in a row, of a request whose actor is always gone; then with pauses
 _UPGRADED_S = 10.0  # other weights are served so long: those that began an answer will not return
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class PipelineClient:
                 yield event
         finally:
             live.closed = True
+            self._leave(live)
             self._live.pop(live.attempt_id, None)
             if not finished:
                 self._abort(live)
@@ -104,7 +106,8 @@ class PipelineClient:
         """Hand each request to the pipeline chosen for it; those for one pipeline in one call."""
         chosen: dict[str | None, list[Live]] = {}
         for live in batch:
-            name = self._choice.choose(live.as_submitted(self._ingress_id))
+            self._leave(live)
+            live.pipeline = name = self._choice.choose(live.as_submitted(self._ingress_id))
             chosen.setdefault(name, []).append(live)
         nowhere = chosen.pop(None, [])
         if not self._choice.knows_any:
@@ -117,6 +120,12 @@ class PipelineClient:
             self._start(self._wait_with(nowhere))
         for name, group in chosen.items():
             self._start(self._submit(group, name))
+
+    def _leave(self, live: Live) -> None:
+        """A request has ended where it was sent to, or goes elsewhere."""
+        if live.pipeline is not None:
+            self._choice.ended(live.pipeline)
+            live.pipeline = None
 
     async def _wait_with(self, batch: Sequence[Live]) -> None:
         """Look again in a moment for a pipeline that can take these."""
@@ -139,14 +148,21 @@ class PipelineClient:
             await asyncio.sleep(_RETRY_PAUSE_S)
             self._send(self._still_wanted(batch))
             return
+        slowly = []
         for live, name in zip(batch, names, strict=True):
             if name is None:
-                self._renew(live)
+                live.refusals += 1
+                if live.refusals > _QUICK_TRIES:
+                    slowly.append(live)
+                else:
+                    self._renew(live)
                 continue
-            live.actor = name
+            live.actor, live.refusals = name, 0
             self._ensure_stream(name)
             if live.closed:
                 self._abort(live)
+        if slowly:
+            await self._wait_with(slowly)
 
     async def _hand_in(self, batch: Sequence[Live], pipeline: str | None) -> list[str | None]:
         requests = [live.as_submitted(self._ingress_id) for live in batch]
@@ -182,7 +198,7 @@ class PipelineClient:
 
     def _ensure_stream(self, name: str) -> None:
         if name not in self._streams:
-            self._streams[name] = asyncio.get_running_loop().create_task(self._read(name))
+            self._streams[name] = start_apart(self._read(name))
 
     async def _read(self, name: str) -> None:
         try:
@@ -262,7 +278,7 @@ class PipelineClient:
             logger.info("%s is gone with the requests to abort: %s", name, describe(error))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_apart(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

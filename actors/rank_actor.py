@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from actors.rendezvous import Rendezvous
 
 _STOP_TIMEOUT_S = 10.0
-_DRAIN_SILENCE_S = 5.0
+_DRAIN_SILENCE_S = 10.0  # else it resubmits what other weights must not go on with
 
 
 class RankActor:

@@ -26,6 +26,7 @@ from configs.schema import WindroseConfig
 _HEALTH_CHECK_PERIOD_S = 1.0
 _MAX_STREAMS = 100_000  # Serve must not limit what the ingress admits by itself
 _LOAD_PERIOD_S = 1.0  # how often routers report it; Serve's default of 10 s is a burst too late
+_LOOK_BACK_S = 2.0  # calls that waited longer ago must not wake a pipeline that has just gone
 _END_S = 20.0  # of a pipeline's processes, once it is idle
 
 
@@ -91,6 +92,7 @@ def _number_of_pipelines(config: WindroseConfig) -> dict[str, Any]:
             upscale_delay_s=config.upscale_delay_s,
             downscale_delay_s=config.downscale_delay_s,
             metrics_interval_s=_LOAD_PERIOD_S,
+            look_back_period_s=_LOOK_BACK_S,
             policy=policy,
         )
     return {"autoscaling_config": scaling}

@@ -12,8 +12,10 @@ _SAMPLE_BYTES = 256  # of each tensor
 _HEX_DIGITS = 12
 
 
-def weights_fingerprint(model_dir: str, dtype: str) -> str:
+def weights_fingerprint(model_dir: str, precision: str) -> str:
     """Hex digits that are the same only where the same tokens follow the same prompt.
+
+    `precision`: all that decides how weights are rounded.
 
     Of the directory's name, its config.json, and of each tensor its place and 256 bytes from its
     middle: training moves them all, and a thousand short reads take no time. Weights that were
@@ -23,7 +25,7 @@ def weights_fingerprint(model_dir: str, dtype: str) -> str:
         CheckpointError: a file is missing, cut short, or cannot be read.
     """
     checkpoint = Checkpoint(model_dir)
-    digest = hashlib.blake2b(f"{model_dir}\0{dtype}\0".encode())
+    digest = hashlib.blake2b(f"{model_dir}\0{precision}\0".encode())
     try:
         digest.update((Path(model_dir) / "config.json").read_bytes())
         for key in checkpoint.in_file_order(checkpoint.entries):

@@ -47,6 +47,15 @@ def test_what_was_sent_since_the_last_look_counts() -> None:
     assert (chosen.count("w-a"), chosen.count("w-b")) == (2, 4)
 
 
+def test_what_ended_since_the_last_look_counts_no_more() -> None:
+    choice = knowing(report("w-a"), report("w-b", unfinished=2), max_keys=0)
+    assert [choice.choose(asking([1])) for _ in range(2)] == ["w-a"] * 2
+    for _ in range(2):
+        choice.ended("w-b")
+    choice.ended("w-gone")
+    assert [choice.choose(asking([1])) for _ in range(2)] == ["w-b"] * 2
+
+
 def test_one_that_recovers_gets_requests_only_where_none_serves() -> None:
     choice = knowing(report("w-a", serving=False), report("w-b", unfinished=50))
     assert choice.choose(asking([1])) == "w-b"

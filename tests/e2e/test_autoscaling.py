@@ -1,0 +1,96 @@
+"""The number of pipelines follows the load, from none to two and back; no request notices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from configs.schema import WindroseConfig
+from tests.e2e.deployments import Cluster
+from tests.e2e.load import Load
+from tests.e2e.reference import Reference
+from tests.e2e.streams import Stream, experts_of, prompt_of
+
+CLIENTS = 12
+MAX_TOKENS = 60
+FAR = 3000  # tokens: more than are made until a pipeline that is to go drains
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
+    config = WindroseConfig(
+        model=str(checkpoint),
+        cpus_per_actor=0.1,
+        threads_per_actor=1,
+        max_model_len=3200,
+        min_replicas=0,
+        max_replicas=2,
+        target_ongoing_requests=4,
+        upscale_delay_s=0.5,
+        downscale_delay_s=3.0,
+    )
+    with cluster.deployed(config, "scaled") as url:
+        yield url
+
+
+def pipelines(url: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = experts_of(url)["pipelines"]
+    return found
+
+
+def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)  # nothing to wait on from outside
+
+
+def cached_tokens(url: str, prompt: list[int]) -> int:
+    """How many tokens of a prompt the pipeline that got it knew."""
+    body = {"prompt": prompt, "max_tokens": 1, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60.0)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_from_none_to_two_and_back(url: str, reference: Reference) -> None:
+    assert pipelines(url) == []
+    assert httpx.get(f"{url}/health").status_code == 200, "the next request starts one"
+    first = Stream(url, prompt_of(0), MAX_TOKENS)
+    first.run()
+    assert tuple(first.token_ids) == reference.greedy(tuple(prompt_of(0)), MAX_TOKENS).token_ids
+    assert len(pipelines(url)) == 1
+
+    with Load(url, CLIENTS, MAX_TOKENS) as load:
+        until(lambda: len(pipelines(url)) == 2)
+        load.more(2 * CLIENTS)
+        long = [Stream(url, prompt_of(i), FAR) for i in range(4)]
+        for stream in long:
+            stream.start()
+            assert stream.started.wait(30.0)
+    known = {i: reference.greedy(tuple(prompt_of(i)), MAX_TOKENS).token_ids for i in range(CLIENTS)}
+    assert set(load.take()) == set(known.items())
+
+    prompts = [[1, *range(100 + 40 * i, 148 + 40 * i)] for i in range(6)]
+    assert [cached_tokens(url, prompt) for prompt in prompts] == [0] * 6
+    assert [cached_tokens(url, [*prompt, 9]) for prompt in prompts] == [48] * 6
+    until(lambda: len(pipelines(url)) == 1)
+    assert not all(stream.done for stream in long), "they ended before one was to go"
+    for stream in long:
+        stream.join(60.0)
+        assert stream.done, stream.error
+        assert len(stream.token_ids) == FAR
+        assert tuple(stream.token_ids[:MAX_TOKENS]) == known[long.index(stream)]
+
+    until(lambda: pipelines(url) == [])
+    assert httpx.get(f"{url}/health").status_code == 200
+    time.sleep(3.0)
+    assert pipelines(url) == [], "nothing may wake one but a request"
+    again = Stream(url, prompt_of(1), MAX_TOKENS)
+    again.run()
+    assert tuple(again.token_ids) == known[1]
