@@ -39,7 +39,9 @@ class Router:
         assert group is not None, "the router's deployment reserves its actors' resources"
         if plan.num_expert:
             rendezvous.prepare()  # while the actors start
-        weights = await asyncio.to_thread(weights_fingerprint, config.model, f"{plan.dtype}/{plan.bits}")
+        weights = await asyncio.to_thread(
+            weights_fingerprint, config.model, f"{plan.dtype}/{plan.bits}"
+        )
         replica = serve.get_replica_context().replica_id.unique_id
         name = pipeline_name(weights, replica)
         self._drain_timeout_s = config.drain_timeout_s
