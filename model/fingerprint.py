@@ -15,9 +15,9 @@ _HEX_DIGITS = 12
 def weights_fingerprint(model_dir: str, precision: str) -> str:
     """Hex digits that are the same only where the same tokens follow the same prompt.
 
-    `precision` says how weights are rounded. Of the directory's name, its config.json, and of each tensor its place and 256 bytes from its
-    middle: training moves them all, and a thousand short reads take no time. Weights that were
-    copied to another directory count as others.
+    `precision` says how weights are rounded. Of the directory's name, its config.json, and of each
+    tensor its place and 256 bytes from its middle: training moves them all, and a thousand short
+    reads take no time. Weights that were copied to another directory count as others.
 
     Raises:
         CheckpointError: a file is missing, cut short, or cannot be read.
