@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
+from actors.bundles import Role
 from actors.patience import within
 from actors.recovery import describe, retry_delay_s
-from actors.spawn import Kind, Member, Spawner
+from actors.spawn import Member, Spawner
 from model.placement import Pair
 
 _SPARE_LIFE_S = 10.0  # one that lives for less is not replaced any sooner
@@ -61,7 +62,7 @@ class Crew:
         self.ready: dict[int, Member] = {}  # loaded, not in the epoch yet
         self.faults: dict[int, Fault] = {}  # ranks that cannot be filled at present
 
-    def role_of(self, rank: int) -> Kind:
+    def role_of(self, rank: int) -> Role:
         """Attention ranks come first, for life."""
         return "attention" if rank < self._num_attention else "expert"
 
@@ -95,8 +96,9 @@ class Crew:
     async def _fill(self, rank: int, calm: bool) -> None:
         failures = 0
         while True:
-            member = self._take_spare() or self._spawner.spawn(self.role_of(rank), calm=calm)
-            is_attention = self.role_of(rank) == "attention"
+            role = self.role_of(rank)
+            member = self._take_spare(role) or self._spawner.spawn(role, calm=calm)
+            is_attention = role == "attention"
             pairs = () if is_attention else self._share(rank)
             try:
                 load = member.handle.load.remote(rank, is_attention, pairs, calm)
@@ -118,8 +120,9 @@ class Crew:
         self._tell()
 
     async def shortage(self, count: int) -> str | None:
-        """What the cluster lacks for so many more actors, in one phrase; or None."""
-        return await asyncio.to_thread(self._spawner.shortage, count - len(self._spares))
+        """What the cluster lacks for so many more expert actors, in one phrase; or None."""
+        fit = sum("expert" in spare.roles for spare in self._spares.values())
+        return await asyncio.to_thread(self._spawner.shortage, count - fit)
 
     def changed(self) -> asyncio.Future[None]:
         """Done when a rank has got its actor, or failed to, from this call on.
@@ -178,10 +181,12 @@ class Crew:
             await asyncio.sleep(max(0.0, _SPARE_LIFE_S - lived_s))
             self.keep_spares()
 
-    def _take_spare(self) -> Member | None:
-        if not self._spares:
+    def _take_spare(self, role: Role) -> Member | None:
+        """One that can have this role; of those, one that can have the fewest others."""
+        fit = [spare for spare in self._spares.values() if role in spare.roles]
+        if not fit:
             return None
-        return self._spares.pop(next(iter(self._spares)))
+        return self._spares.pop(min(fit, key=lambda spare: len(spare.roles)).name)
 
     def end(self) -> None:
         """Kill every actor."""

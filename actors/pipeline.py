@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.assignment import MAX_KEYS, Assigner
 from actors.balance_watch import BalanceWatch
+from actors.bundles import Needs, actor_bundles
 from actors.crew import Crew
 from actors.groups import Groups
 from actors.live_placement import LivePlacement, Outcome
@@ -57,7 +58,8 @@ class Pipeline:
         self._plan = plan
         host = ray.util.get_node_ip_address()
         self._identity = ActorIdentity(name, -1, "router", os.getpid(), host, "cpu")
-        spawner = Spawner(name, plan, group, app, config.cpus_per_actor)
+        needs, bundles = Needs.of(config, plan.device), actor_bundles(config, plan.device)
+        spawner = Spawner(name, plan, group, app, needs, bundles)
         self._crew = crew = Crew(
             spawner, plan.num_attention, config.spare_actors, config.start_timeout_s, self._share
         )

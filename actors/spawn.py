@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.bundles import Kind, Needs, Resources, Role, covers, pick_bundle
 from actors.model_plan import ModelPlan
 from actors.naming import actor_name, namespace_of
 from actors.rank_actor import AttentionActor, ExpertActor, SpareActor
-
-Kind = Literal["attention", "expert", "spare"]
 
 _CLASSES = {"attention": AttentionActor, "expert": ExpertActor, "spare": SpareActor}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One actor, and the resources that it was given."""
+    """One actor, the resources that it was given, and the roles that it can have there."""
 
     name: str
     handle: Any  # Ray's handle of a RankActor
     group: PlacementGroup
     bundle: int
+    roles: frozenset[Role] = frozenset({"attention", "expert"})
 
 
 class Spawner:
     """Starts actors, each in a bundle of resources of its own.
 
-    Bundle 0 of the pipeline's placement group is the router's; the others are for actors. One
-    more than there are bundles (after a scale-up) gets a placement group to itself.
+    Bundle 0 of the pipeline's placement group is the router's; the others are for actors, each of
+    which gets one where its role may be. One for which there is none (after a scale-up) gets a
+    placement group to itself, which asks for the same.
     """
 
     def __init__(
@@ -42,17 +44,18 @@ class Spawner:
         plan: ModelPlan,
         group: PlacementGroup,
         application: str,
-        cpus_per_actor: float,
+        needs: Needs,
+        bundles: Sequence[Resources],
     ) -> None:
+        """`bundles`: of `group`, behind the router's."""
         self._pipeline = pipeline
         self._device = plan.device
         self._packed_plan = pickle.dumps(plan)
         self._group = group
         self._namespace = namespace_of(application)
-        self._resources = {"CPU": cpus_per_actor}
-        if plan.device == "cuda":
-            self._resources["GPU"] = 1.0
-        self._free = list(range(1, group.bundle_count))
+        self._needs = needs
+        self._bundles = dict(enumerate(bundles, start=1))
+        self._free = dict(self._bundles)
         self._num_spawned = 0
 
     def spawn(self, kind: Kind, *, calm: bool) -> Member:
@@ -63,17 +66,20 @@ class Spawner:
         """
         name = actor_name(self._pipeline, kind, self._num_spawned)
         self._num_spawned += 1
-        if self._free:
-            group, bundle = self._group, self._free.pop(0)
+        resources: Resources
+        picked = pick_bundle(self._free, kind, self._needs)
+        if picked is not None:
+            group, bundle, resources = self._group, picked, self._free.pop(picked)
         else:
-            group, bundle = placement_group([self._resources]), 0
+            resources = self._needs.of_kind(kind)
+            group, bundle = placement_group([dict(resources)]), 0
         handle = (
             ray.remote(_CLASSES[kind])
             .options(
                 name=name,
                 namespace=self._namespace,
-                num_cpus=self._resources["CPU"],
-                num_gpus=self._resources.get("GPU", 0),
+                num_cpus=resources["CPU"],
+                num_gpus=resources.get("GPU", 0),
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=group, placement_group_bundle_index=bundle
@@ -81,15 +87,16 @@ class Spawner:
             )
             .remote(self._pipeline, self._device, self._packed_plan, calm)
         )
-        return Member(name, handle, group, bundle)
+        return Member(name, handle, group, bundle, self._needs.roles(resources))
 
     def shortage(self, count: int) -> str | None:
-        """What the cluster lacks at present for so many more actors, in one phrase; or None."""
-        missing = count - len(self._free)
+        """What the cluster lacks at present for so many more expert actors; or None."""
+        wanted = self._needs.expert
+        missing = count - sum(covers(bundle, wanted) for bundle in self._free.values())
         if missing <= 0:
             return None
         there = ray.available_resources()
-        for name, amount in self._resources.items():
+        for name, amount in wanted.items():
             if there.get(name, 0.0) < missing * amount:
                 return f"{missing * amount:g} {name} needed, {there.get(name, 0.0):g} free"
         return None
@@ -98,6 +105,6 @@ class Spawner:
         """Kill an actor, dead or alive, and take its resources back."""
         ray.kill(member.handle)
         if member.group is self._group:
-            self._free.append(member.bundle)
+            self._free[member.bundle] = self._bundles[member.bundle]
         else:
             remove_placement_group(member.group)

@@ -20,7 +20,13 @@ from actors.request_router import ByPipeline
 from actors.router import Router
 from cluster.autoscaling import ScalingPolicy
 from cluster.head import on_head
-from cluster.placement import INGRESS_CPUS, ROUTER_CPUS, pipeline_bundles, resolve_device
+from cluster.placement import (
+    INGRESS_CPUS,
+    ROUTER_CPUS,
+    pipeline_bundles,
+    resolve_device,
+    strategy,
+)
 from configs.schema import WindroseConfig
 
 _HEALTH_CHECK_PERIOD_S = 1.0
@@ -38,7 +44,7 @@ def build_app(args: WindroseConfig) -> Application:
     """
     device = resolve_device(args, ray.cluster_resources() if ray.is_initialized() else {})
     plan = plan_model(args, device)
-    bundles = pipeline_bundles(args, device)
+    bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
     cpus = args.most_replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
     head = on_head(ray.nodes() if ray.is_initialized() else [], cpus)
     bundles[0].update(head)
@@ -46,7 +52,7 @@ def build_app(args: WindroseConfig) -> Application:
         **_number_of_pipelines(args),
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         placement_group_bundles=bundles,
-        placement_group_strategy="PACK",
+        placement_group_strategy=strategy(args),
         max_ongoing_requests=_MAX_STREAMS,
         max_constructor_retry_count=3,
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,

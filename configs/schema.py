@@ -16,6 +16,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["none", "int8", "int4"]
 Balance = Literal["off", "advise", "auto"]
+Placement = Literal["pack", "spread"]
 
 
 def _setting(group: str, description: str, **limits: Any) -> Any:
@@ -115,6 +116,25 @@ class WindroseConfig(BaseModel):
             le=100,
         ),
     ] = 25
+    placement: Annotated[
+        Placement,
+        _setting(
+            "topology",
+            "a pipeline's actors on as few machines as Ray finds room on, or on as many",
+        ),
+    ] = "pack"
+    attention_accelerator: Annotated[
+        str | None,
+        _setting(
+            "topology",
+            "attention actors only where Ray has accelerator_type:NAME, as A100; default: anywhere",
+            min_length=1,
+        ),
+    ] = None
+    expert_accelerator: Annotated[
+        str | None,
+        _setting("topology", "the same for expert actors; default: anywhere", min_length=1),
+    ] = None
     balance: Annotated[
         Balance,
         _setting(
@@ -257,6 +277,13 @@ class WindroseConfig(BaseModel):
         if name == "initial_replicas" and value < fewest:
             raise ValueError(f"is less than min_replicas, {fewest}")
         return value
+
+    @property
+    def first_replicas(self) -> int:
+        """Pipelines to begin with."""
+        if self.max_replicas is None:
+            return self.replicas
+        return self.min_replicas if self.initial_replicas is None else self.initial_replicas
 
     @property
     def most_replicas(self) -> int:

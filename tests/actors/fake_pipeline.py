@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
 from ray.util.placement_group import PlacementGroup
 
+from actors.bundles import Kind, Role
 from actors.crew import Crew
 from actors.groups import Groups
 from actors.messages import GenerateRequest
@@ -18,7 +20,7 @@ from actors.model_plan import ModelPlan
 from actors.pipeline import Pipeline
 from actors.placement_messages import ChangeReport, Replicate
 from actors.scheduler import SchedulerLimits
-from actors.spawn import Kind, Member, Spawner
+from actors.spawn import Member, Spawner
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
 from model.sampling_params import SamplingParams
@@ -67,6 +69,7 @@ class FakeSpawner(Spawner):
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.spare_roles: list[set[Role]] = []  # of the next spares; all, when it is empty
 
     def shortage(self, count: int) -> str | None:
         return self.world.lacks
@@ -74,7 +77,10 @@ class FakeSpawner(Spawner):
     def spawn(self, kind: Kind, *, calm: bool) -> Member:
         actor = FakeActor(self.world, f"{kind}/{len(self.world.actors)}")
         self.world.actors.append(actor)
-        return Member(actor.name, actor.handle, cast(PlacementGroup, None), 0)
+        member = Member(actor.name, actor.handle, cast(PlacementGroup, None), 0)
+        if kind == "spare" and self.spare_roles:
+            return replace(member, roles=frozenset(self.spare_roles.pop(0)))
+        return member
 
     def end(self, member: Member) -> None:
         actor = actor_of(member)

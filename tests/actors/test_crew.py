@@ -289,3 +289,28 @@ def test_the_end_leaves_nobody_alive() -> None:
         assert len(world.ended) == len(world.actors) and not world.wrongs
 
     run(scenario())
+
+
+def test_a_spare_is_only_taken_for_a_role_that_it_can_have() -> None:
+    async def scenario() -> None:
+        world = World()
+        spawner = FakeSpawner(world)
+        spawner.spare_roles = [{"attention", "expert"}, {"expert"}]
+        crew = Crew(spawner, 2, 2, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
+        crew.keep_spares()
+        await turns()
+        crew.fill(3)
+        await turns()
+        assert actor_of(crew.ready[3]) is world.actors[1]  # the one that can do no more
+        spawner.spare_roles = [{"expert"}]
+        crew.keep_spares()
+        crew.fill(0)
+        await turns()
+        assert actor_of(crew.ready[0]) is world.actors[0]
+        crew.fill(1)
+        await turns()
+        assert kinds(world.actors) == ["spare", "spare", "spare", "attention"]
+        assert actor_of(crew.ready[1]) is world.actors[3]
+        assert crew.num_spares == 1
+
+    run(scenario())
