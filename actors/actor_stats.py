@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from actors.start_times import NEVER, StartTimes
+
 Phase = Literal["created", "loading", "serving", "stopped", "failed"]
 
 
@@ -45,6 +47,7 @@ class ActorStats:
     prefix_cache_hits: int = 0  # tokens
     num_rows: int = 0
     # both
+    start: StartTimes = NEVER
     num_steps: int = 0
     wait_s: float = 0.0  # these three: see RoleTimes
     compute_s: float = 0.0

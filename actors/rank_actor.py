@@ -13,6 +13,7 @@ import asyncio
 import os
 import pickle
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from actors.messages import GenerateRequest, StepEvents
 from actors.patience import in_daemon_thread
 from actors.priority import hurry, step_back
 from actors.progress import Progress
+from actors.start_times import StartTimes
 from model.placement import ExpertPlacement, Pair
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class RankActor:
 
     def __init__(self, pipeline: str, device: str, packed_plan: bytes, calm: bool) -> None:
         """`packed_plan`: a pickled ModelPlan, since its types bring torch. `calm`: no hurry."""
+        self._times = StartTimes(begun_s=time.time())
         self._packed_plan = packed_plan
         self._identity = ActorIdentity(
             pipeline=pipeline,
@@ -58,10 +61,14 @@ class RankActor:
         self._taken = asyncio.Event()
         self._attention: AttentionRank | None = None
         self._expert: ExpertRank | None = None
-        self._imports = threading.Thread(target=_import_all, args=(calm,), daemon=True)
+        self._imports = threading.Thread(target=self._import, args=(calm,), daemon=True)
         self._imports.start()
         if not calm:
             self._imports.join()
+
+    def _import(self, calm: bool) -> None:
+        _import_all(calm)
+        self._times = replace(self._times, imported_s=time.time())
 
     @ray.method
     async def taken(self) -> None:
@@ -84,6 +91,7 @@ class RankActor:
         if not calm:
             hurry(self._imports)
         await in_daemon_thread(self._imports.join)
+        self._times = replace(self._times, load_begun_s=time.time())
         import torch
 
         from actors.attention import AttentionRank
@@ -103,6 +111,7 @@ class RankActor:
             self._expert = expert = ExpertRank(plan, device, self._progress)
             read, run = partial(expert.load, pairs), expert.run
         await in_daemon_thread(partial(_read, read, calm))
+        self._times = replace(self._times, loaded_s=time.time())
         life.start(partial(run, life.epochs))
 
     @ray.method
@@ -123,6 +132,8 @@ class RankActor:
         assert self._life is not None
         ranks = Ranks(attention, expert, self._identity.rank)
         await self._life.meet(rendezvous, ranks, placement)
+        if not self._times.met_s:
+            self._times = replace(self._times, met_s=time.time())
 
     @ray.method
     async def suspend(self) -> None:
@@ -226,6 +237,7 @@ class RankActor:
             weights_bytes=0,
             read_bytes=self._progress.read_bytes,
             weights_on_disk_bytes=self._progress.total_bytes,
+            start=self._times,
         )
         part = self._attention or self._expert
         return base if part is None else part.stats(base)

@@ -71,7 +71,8 @@ def experts_json(
         "placement": placement,
         "actors": [
             *(
-                _actor_json(one.identity, one.phase) | {"weights_bytes": one.weights_bytes}
+                _actor_json(one.identity, one.phase)
+                | {"weights_bytes": one.weights_bytes, "start": one.start.durations()}
                 for one in stats
             ),
             *(

@@ -6,6 +6,7 @@
 # No `from __future__ import annotations` here: Serve looks at build_app's annotation to turn the
 # `args` of a Serve file into a WindroseConfig, and must find the class, not its name.
 
+import logging
 import warnings
 from typing import Any, cast
 
@@ -23,10 +24,13 @@ from cluster.head import on_head
 from cluster.placement import (
     INGRESS_CPUS,
     ROUTER_CPUS,
+    deployment_bundles,
     pipeline_bundles,
     resolve_device,
     strategy,
 )
+from cluster.room import machines
+from cluster.shortage import shortage
 from configs.schema import WindroseConfig
 
 _HEALTH_CHECK_PERIOD_S = 1.0
@@ -35,14 +39,37 @@ _LOAD_PERIOD_S = 1.0  # how often routers report it; Serve's default of 10 s is 
 _LOOK_BACK_S = 2.0  # calls that waited longer ago must not wake a pipeline that has just gone
 _END_S = 20.0  # of a pipeline's processes, once it is idle
 
+logger = logging.getLogger(__name__)
+
 
 def build_app(args: WindroseConfig) -> Application:
     """Assemble the application; refuses what cannot be served before anything starts.
 
+    A cluster that lacks room gets a warning only: machines may still come.
+
     Raises:
         ValueError: the checkpoint or the settings are at fault.
     """
-    device = resolve_device(args, ray.cluster_resources() if ray.is_initialized() else {})
+    device = device_here(args)
+    application = assemble(args, device)
+    if ray.is_initialized():
+        short = shortage(deployment_bundles(args, device, args.first_replicas), machines())
+        if short is not None:
+            logger.warning("%s does not start before there is room: %s", args.model_name, short)
+    return application
+
+
+def device_here(args: WindroseConfig) -> str:
+    """Where the actors compute, on the connected cluster."""
+    return resolve_device(args, ray.cluster_resources() if ray.is_initialized() else {})
+
+
+def assemble(args: WindroseConfig, device: str) -> Application:
+    """The application, on a device of which there may or may not be enough.
+
+    Raises:
+        ValueError: the checkpoint or the settings are at fault.
+    """
     plan = plan_model(args, device)
     bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
     cpus = args.most_replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS

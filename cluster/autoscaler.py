@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GCS_AUTOSCALER_STATE_NAMESPACE, GCS_AUTOSCALER_V2_ENABLED_KEY
+from ray.experimental.internal_kv import _internal_kv_get
 
 # Where nobody adds machines Ray's monitor runs all the same, and takes each for a type of its own.
 _ONE_OF_ITS_KIND = re.compile(r"node_[0-9a-f]{56}")
@@ -20,7 +20,7 @@ _ANSWER_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
-    """There is one: `starting` says which machines it is bringing up, `failed` what it could not."""
+    """What it is bringing up now, as `2 gpu_worker`, and what it could not."""
 
     starting: tuple[str, ...]
     failed: tuple[str, ...] = ()
@@ -28,13 +28,11 @@ class Autoscaler:
 
 def find_autoscaler() -> Autoscaler | None:
     """The connected cluster's; None where no one adds machines."""
-    gcs = ray._private.worker.global_worker.gcs_client
-    version_2 = gcs.internal_kv_get(
-        GCS_AUTOSCALER_V2_ENABLED_KEY.encode(), namespace=GCS_AUTOSCALER_STATE_NAMESPACE.encode()
-    )
-    if version_2 == b"1":
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    if is_autoscaler_v2(fetch_from_server=True):
         return _second()
-    return first_of_status(gcs.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), namespace=None))
+    return first_of_status(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def first_of_status(status: bytes | None) -> Autoscaler | None:

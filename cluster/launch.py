@@ -16,10 +16,14 @@ from ray.serve.schema import ApplicationStatus
 
 from actors.actor_stats import ActorStats
 from actors.naming import namespace_of
-from cluster.app import build_app
+from actors.router import Router
+from cluster.app import assemble, device_here
+from cluster.placement import deployment_bundles
+from cluster.room import JOINED_PATIENCE_S, Start
 from configs.schema import WindroseConfig
 
 APPLICATION = "windrose"
+_GROUPS = f"SERVE_REPLICA::{APPLICATION}#{Router.__name__}#"  # as Serve names what it reserves
 _POLL_S = 0.1
 _STATS_TIMEOUT_S = 2.0
 
@@ -30,13 +34,21 @@ class DeployError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """How far the start is: what actors there are, and what they have read."""
+    """How far the start is: what actors there are, what they have read; and news to tell.
+
+    The times are time.time(), 0 for what has not happened.
+    """
 
     actors: tuple[ActorStats, ...]
+    news: str | None = None
+    placed_s: float = 0.0  # every pipeline had its place
+    healthy_s: float = 0.0
 
 
-def deploy(config: WindroseConfig) -> None:
+def deploy(config: WindroseConfig) -> str:
     """Start Serve where it does not run, and hand it the application; returns before it is ready.
+
+    Returns the device that the actors will compute on.
 
     Raises:
         ValueError: the checkpoint or the settings are at fault, or Serve listens elsewhere.
@@ -51,21 +63,28 @@ def deploy(config: WindroseConfig) -> None:
             f"Serve already runs on this cluster, on {listening.host}:{listening.port}; "
             f"use --port {listening.port}"
         )
-    target = serve.RunTarget(target=build_app(config), name=APPLICATION)
+    device = device_here(config)
+    target = serve.RunTarget(target=assemble(config, device), name=APPLICATION)
     serve.run_many(
         [target],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+    return device
 
 
-def watch_start(config: WindroseConfig) -> Iterator[Starting]:
-    """Yield the state of the start until the server answers GET /health with 200.
+def watch_start(config: WindroseConfig, device: str, *, can_grow: bool) -> Iterator[Starting]:
+    """Yield the state of the start until the server has answered GET /health with 200.
+
+    Unless it `can_grow`, a cluster that lacks room now always will.
 
     Raises:
         DeployError: Serve gave up.
+        NoRoom: the cluster cannot hold the deployment; says what is missing.
         TimeoutError: not healthy within `start_timeout_s`.
     """
+    bundles = deployment_bundles(config, device, config.first_replicas)
+    start = Start(_GROUPS, bundles, JOINED_PATIENCE_S if can_grow else 0.0)
     deadline_s = time.monotonic() + config.start_timeout_s
     with httpx.Client(base_url=local_url(config), timeout=2.0) as client:
         while time.monotonic() < deadline_s:
@@ -79,8 +98,10 @@ def watch_start(config: WindroseConfig) -> Iterator[Starting]:
                 details += [d.message for d in application.deployments.values() if d.message]
                 raise DeployError("\n".join(details))
             if status == ApplicationStatus.RUNNING and _healthy(client):
+                healthy_s = time.time()
+                yield Starting(_survey(), None, start.placed_s, healthy_s)
                 return
-            yield Starting(_survey())
+            yield Starting(_survey(), start.look(), start.placed_s)
             time.sleep(_POLL_S)
     raise TimeoutError(f"the server was not healthy after {config.start_timeout_s:.0f} s")
 

@@ -7,10 +7,13 @@ import os
 import shlex
 import signal
 import socket
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
@@ -18,7 +21,8 @@ from cluster.local_ray import LocalRay, join_cluster
 from cluster.placement import cpus_needed, room_to_grow
 from configs.schema import WindroseConfig
 
-if TYPE_CHECKING:  # it brings torch, which takes seconds to import
+if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
+    from cluster.launch import Starting
     from model.config import ModelConfig
 
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
@@ -49,6 +53,7 @@ def serve(config: WindroseConfig) -> int:
     own = None
     try:
         signals.install()
+        ends_s = {"command": time.time()}
         if address:
             join_cluster(address)
         else:
@@ -56,8 +61,9 @@ def serve(config: WindroseConfig) -> int:
             own = LocalRay(cpus, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
             own.start()
+        ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
-        return _run(config, console, signals, own_cluster=own is not None)
+        return _run(config, console, signals, ends_s, own_cluster=own is not None)
     except _Stop:
         return 0
     except ConnectionError as error:
@@ -69,23 +75,34 @@ def serve(config: WindroseConfig) -> int:
             own.stop()
 
 
-def _run(config: WindroseConfig, console: Console, signals: _Signals, *, own_cluster: bool) -> int:
+def _run(
+    config: WindroseConfig,
+    console: Console,
+    signals: _Signals,
+    ends_s: Mapping[str, float],
+    *,
+    own_cluster: bool,
+) -> int:
+    """`ends_s`: when the phases of the start before it ended."""
     # Imported only now: Ray Serve reads its settings from the environment at import.
     from ray import serve as ray_serve
     from ray.exceptions import RayError
 
     from cluster import launch
+    from cluster.room import NoRoom
 
     try:
         console.print(
             f"windrose: starting {config.model_name} on {config.attention_actors} attention and "
             f"{config.expert_actors} expert actors"
         )
-        launch.deploy(config)
-        _show_start(config, console)
+        device = launch.deploy(config)
+        deployed_s = time.time()
+        started = _show_start(config, device, console, can_grow=not own_cluster)
+        print(_where_time_went({**ends_s, "serve": deployed_s}, started))
         _announce(config, launch.local_url(config))
         signals.wait()
-    except (ValueError, TimeoutError, RayError, launch.DeployError) as error:
+    except (ValueError, TimeoutError, RayError, launch.DeployError, NoRoom) as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
@@ -134,8 +151,13 @@ def _port_is_free(config: WindroseConfig) -> bool:
     return True
 
 
-def _show_start(config: WindroseConfig, console: Console) -> None:
-    """Draw one bar per actor while weights are read; plain lines where there is no terminal."""
+def _show_start(
+    config: WindroseConfig, device: str, console: Console, *, can_grow: bool
+) -> Starting:
+    """Draw one bar per actor while weights are read, until the server is healthy.
+
+    Returns how it was then. Where there is no terminal there are no bars, only what is new.
+    """
     from cluster import launch
 
     bars = Progress(
@@ -148,7 +170,11 @@ def _show_start(config: WindroseConfig, console: Console) -> None:
     )
     tasks: dict[tuple[str, int], TaskID] = {}
     with bars:
-        for starting in launch.watch_start(config):
+        for starting in launch.watch_start(config, device, can_grow=can_grow):
+            if starting.news is not None:
+                console.print(
+                    f"windrose: {starting.news}", markup=False, highlight=False, soft_wrap=True
+                )
             for actor in starting.actors:
                 key = (actor.identity.pipeline, actor.identity.rank)
                 if key not in tasks:
@@ -159,6 +185,15 @@ def _show_start(config: WindroseConfig, console: Console) -> None:
                     completed=actor.read_bytes,
                     total=actor.weights_on_disk_bytes or None,
                 )
+    return starting
+
+
+def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:
+    from cluster.start_phases import actor_ends, phases, phases_line
+
+    ranks = [actor.start for actor in started.actors if actor.identity.rank >= 0]
+    later_s = {"node": started.placed_s, **actor_ends(ranks), "health": started.healthy_s}
+    return phases_line(phases(psutil.Process().create_time(), {**ends_s, **later_s}))
 
 
 def _announce(config: WindroseConfig, url: str) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
@@ -22,6 +24,7 @@ _KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 1.0
 _STDERR_FD = 2
+_LINES_KEPT = 1000
 _MARK = "WINDROSE_SERVER_RUN"  # in the environment of everything the server starts
 
 
@@ -64,10 +67,26 @@ class ServerProcess:
         self.started_s = perf_counter()
         self._process = subprocess.Popen(
             command,
-            stdout=_STDERR_FD,  # stdout is the report's
+            stdout=subprocess.PIPE,
             env={**environment, _MARK: self._mark},
             start_new_session=True,  # Ctrl-C is for us; we then stop it
         )
+        self._printed: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def printed(self) -> str:
+        """The last lines that it wrote to stdout."""
+        return "".join(list(self._printed))
+
+    def _read(self) -> None:
+        """Pass its stdout on to stderr: stdout is the report's."""
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            for line in stdout:
+                os.write(_STDERR_FD, line)
+                self._printed.append(line.decode(errors="replace"))
 
     @property
     def pid(self) -> int:
@@ -132,6 +151,7 @@ class ServerProcess:
             process.kill()
         psutil.wait_procs(left, timeout=_KILL_TIMEOUT_S)
         self._process.wait()
+        self._reader.join(_KILL_TIMEOUT_S)
         return Ended(exit_s, status, named)
 
     def _marked(self) -> Iterator[psutil.Process]:

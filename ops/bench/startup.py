@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.local_ray import free_ports
+from cluster.start_phases import Phases, read_phases
 from ops.bench.completions import Target
 from ops.bench.http_stream import Endpoint
 from ops.bench.report import Report, over_rounds, shown, table
@@ -49,6 +50,7 @@ class Start:
     processes: int
     exit_s: float | None
     faults: tuple[str, ...]
+    phases: Phases | None  # as the server printed them; others than ours do not
 
 
 def bench_startup(bench: StartupBench) -> Report:
@@ -75,6 +77,7 @@ def bench_startup(bench: StartupBench) -> Report:
     result: dict[str, Any] = {
         key: over_rounds([getattr(start, key) for start in starts]) for key in _HEADINGS
     }
+    result["phases_s"] = over_phases([start.phases for start in starts])
     faults = [fault for start in starts for fault in start.faults]
     result |= {"errors": len(faults), "error_messages": faults}
     config = {
@@ -113,7 +116,16 @@ def start_once(command: Sequence[str]) -> Start:
         processes=memory.processes,
         exit_s=ended.exit_s,
         faults=tuple(faults),
+        phases=read_phases(server.printed),
     )
+
+
+def over_phases(rounds: Sequence[Phases | None]) -> dict[str, Any] | None:
+    """Every phase over the rounds; None where a server does not say where its time went."""
+    told = [phases for phases in rounds if phases is not None]
+    if not told or len(told) < len(rounds):
+        return None
+    return {name: over_rounds([phases[name] for phases in told]) for name in told[0]}
 
 
 def filled(command: Sequence[str], port: int) -> list[str]:
@@ -136,7 +148,12 @@ def without_paths(command: Sequence[str]) -> list[str]:
 def _table(result: dict[str, Any]) -> str:
     scaled = {key: _in_gb(result[key]) if "bytes" in key else result[key] for key in _HEADINGS}
     cells = [shown(scaled[key]) for key in _HEADINGS]
-    return f"{table(list(_HEADINGS.values()), [cells])}\nmedian (min-max) over rounds"
+    text = f"{table(list(_HEADINGS.values()), [cells])}\nmedian (min-max) over rounds"
+    phases = result["phases_s"]
+    if phases is None:
+        return text
+    spans = table([f"{name} s" for name in phases], [[shown(span) for span in phases.values()]])
+    return f"{text}\n\n{spans}"
 
 
 def _in_gb(summary: dict[str, Any]) -> dict[str, Any]:

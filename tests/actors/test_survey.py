@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.pipeline_report import BalanceReport, PipelineReport
 from actors.recovery_log import Recovery, RecoveryLog
+from actors.start_times import StartTimes
 from actors.survey import balancedness, experts_json, metrics_text, total_tokens
 
 
@@ -45,7 +46,15 @@ APART = [
         micro_batches=2,
     ),
     actor(1, "attention", placement_version=5, placement=PLACEMENT, expert_tokens=[[0, 1, 2]] * 2),
-    actor(2, "expert", num_rows=30, wait_s=1.5, compute_s=2.25, num_steps=6),
+    actor(
+        2,
+        "expert",
+        num_rows=30,
+        wait_s=1.5,
+        compute_s=2.25,
+        num_steps=6,
+        start=StartTimes(10.0, 11.5, 20.0, 20.25),
+    ),
     actor(
         3, "expert", num_rows=12, wait_s=0.5, compute_s=0.125, communication_s=0.0625, num_steps=6
     ),
@@ -120,6 +129,7 @@ def test_experts_apart_as_json() -> None:
         "device": "cpu",
         "phase": "serving",
         "weights_bytes": 3000,
+        "start": {"import_s": 1.5, "weights_s": 0.25},
     }
 
 

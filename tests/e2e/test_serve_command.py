@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster.start_phases import read_phases
 from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
 from tests.e2e.streams import Stream
@@ -36,6 +37,7 @@ class Server:
     def __init__(self, model: Path, *flags: str, port: int, ray_address: str = "") -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.printed = ""  # on stdout, up to the announcement
         self._mark = uuid.uuid4().hex
         self._shm = set(os.listdir("/dev/shm"))
         self._tmp = runtime_dirs()
@@ -59,6 +61,7 @@ class Server:
         watchdog.start()
         try:
             for line in self.process.stdout:
+                self.printed += line
                 if line.startswith("Try:"):
                     return line.removeprefix("Try:").strip()
         finally:
@@ -106,10 +109,23 @@ def serving(model: Path, *flags: str) -> Iterator[Server]:
             server.end()
 
 
+def assert_phases(printed: str) -> None:
+    """It has said where the time of its start went, and each part took some."""
+    spans = read_phases(printed)
+    assert spans is not None, printed
+    assert list(spans) == [
+        "command", "ray", "serve", "node", "process", "import", "weights", "group", "health"
+    ]  # fmt: skip
+    assert sum(spans.values()) < START_TIMEOUT_S
+    for name in ("command", "ray", "serve", "process", "import", "weights"):
+        assert spans[name] > 0.0, spans
+
+
 def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
     flags = ("--attention-actors", "1", "--expert-actors", "2", "--max-model-len", "512")
     with serving(checkpoint, *flags) as server:
         offered = shlex.split(server.announcement())
+        assert_phases(server.printed)
         answer = json.loads(subprocess.run(offered, capture_output=True, check=True).stdout)
         assert answer["usage"]["completion_tokens"] > 0
         streams = [Stream(server.url, [1, 5 + i, 9], 400) for i in range(8)]
@@ -149,6 +165,21 @@ def test_says_where_serve_listens_on_a_cluster_that_has_it(
     status, stderr = server.end()
     assert status == 1
     assert f"use --port {cluster.port}" in stderr
+
+
+def test_says_what_is_missing_where_there_is_no_room(cluster: Cluster, checkpoint: Path) -> None:
+    flags = ("--expert-actors", "2", "--cpus-per-actor", "0.1", "--expert-accelerator", "H900")
+    begun_s = time.monotonic()
+    server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
+    status, stderr = server.end()
+    took_s = time.monotonic() - begun_s
+    assert status == 1, stderr
+    assert "asked: 3 x (CPU 0.1) + 2 x (CPU 0.1, H900); there is 1 machine: " in stderr
+    assert "(CPU 64); missing: 2 x (CPU 0.1, H900) (no machine has H900)" in stderr
+    assert "no autoscaler adds machines" in stderr
+    assert "Traceback" not in stderr
+    assert took_s < 30.0
+    assert "windrose" not in cluster.applications()
 
 
 def test_ctrl_c_while_starting_leaves_nothing(checkpoint: Path) -> None:

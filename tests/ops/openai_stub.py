@@ -130,11 +130,14 @@ def main() -> None:
     parser.add_argument("--no-health", action="store_true", help="no /health")
     parser.add_argument("--strict", action="store_true", help="text only, OpenAI's fields, no end")
     parser.add_argument("--busy", action="store_true", help="never idle")
+    parser.add_argument("--started", help="printed once, as a server says where its time went")
     server = Server(parser.parse_args())
     signal.signal(signal.SIGTERM, server.end)
     if server.flags.busy:
         threading.Thread(target=_spin, daemon=True).start()
     server.say("start", os.getpid())
+    if server.flags.started is not None:
+        os.write(1, f"{server.flags.started}\n".encode())
     ThreadingHTTPServer(("127.0.0.1", server.flags.port), handler_of(server)).serve_forever()
 
 

@@ -11,6 +11,7 @@ import sys
 import psutil
 import pytest
 
+from cluster.start_phases import phases_line
 from ops.bench.__main__ import EXIT_INTERRUPTED, main
 from ops.bench.startup import without_paths
 from tests.ops.bench_runs import check_envelope, check_summary, run, stub_command
@@ -44,10 +45,24 @@ def test_startup_times_count_from_the_start_and_memory_from_all_processes(
     assert result["pss_bytes"]["max"] <= result["rss_bytes"]["max"]
     assert result["exit_s"]["min"] >= 0.2
     assert result["errors"] == 0
+    assert result["phases_s"] is None
     told = [entry for entry in err.splitlines() if entry.startswith("some/tiny ")]
     assert [entry.split()[1] for entry in told] == ["start", "asked", "end"] * 2
     assert [entry for entry in told if "asked" in entry] == ["some/tiny asked 1 str -"] * 2
     assert "PSS GB" in err
+
+
+def test_where_a_server_says_its_time_went(capfd: pytest.CaptureFixture[str]) -> None:
+    said = phases_line({"ray": 5.25, "serve": 2.0, "health": 0.5})
+    status, line, err = run(
+        capfd, "startup", "tiny", "--rounds", 2, "--command", command("--started", said)
+    )
+    assert status == 0, err
+    [result] = line["results"]
+    assert list(result["phases_s"]) == ["ray", "serve", "health"]
+    assert result["phases_s"]["ray"]["rounds"] == [5.25, 5.25]
+    assert "ray s" in err and "health s" in err
+    assert err.count(said) == 2  # stdout is the report's
 
 
 def test_a_server_that_ends_badly_fails_the_command(capfd: pytest.CaptureFixture[str]) -> None:
