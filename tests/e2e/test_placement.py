@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import pytest
 
 from actors.bundles import Kind, Needs, actor_bundles
@@ -31,45 +26,34 @@ def alive() -> dict[str, dict[str, float]]:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
-@contextmanager
-def raylet(address: str, num_cpus: int, accelerator: str) -> Iterator[None]:
-    """One more machine in the cluster, as `ray start` on it would have it."""
-    resources = json.dumps({f"accelerator_type:{accelerator}": 1})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}",
-         f"--num-cpus={num_cpus}", f"--resources={resources}", "--object-store-memory=80000000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
-    )  # fmt: skip
-    family = psutil.Process(process.pid)
-    try:
-        yield
-    finally:
-        below = family.children(recursive=True)
-        process.terminate()
-        process.wait(TIMEOUT_S)
-        for child in psutil.wait_procs(below, timeout=10.0)[1]:
-            child.kill()
-
-
 @pytest.fixture(scope="module")
 def machine_of(cluster: Cluster) -> Iterator[dict[str, str]]:
     """Machines with accelerators A (1 CPU) and B (3 CPUs) beside the cluster's own: their ids."""
+    import ray
+    from ray.cluster_utils import Cluster as Raylets
+
+    raylets = Raylets()
+    raylets.head_node = ray._private.worker.global_worker.node
+    raylets.redis_address = None
     before = set(alive())
-    with raylet(cluster.address, 1, "A"), raylet(cluster.address, 3, "B"):
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while len(alive()) < len(before) + 2:
-            assert time.monotonic() < deadline_s, "the raylets did not join"
-            time.sleep(0.05)  # nothing to wait on from outside
+    assert cluster.address == raylets.address
+    for num_cpus, name in ((1, "A"), (3, "B")):
+        resources = {f"accelerator_type:{name}": 1}
+        raylets.add_node(num_cpus=num_cpus, resources=resources, object_store_memory=80_000_000)
+    try:
         yield {
             name.removeprefix("accelerator_type:"): node_id
             for node_id, resources in alive().items()
             for name in resources
             if name.startswith("accelerator_type:")
         }
-    while set(alive()) != before:
-        time.sleep(0.05)  # Ray notices that they have gone
+    finally:
+        for node in list(raylets.worker_nodes):
+            raylets.remove_node(node)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while set(alive()) != before:  # later tests count machines
+        assert time.monotonic() < deadline_s, "Ray did not notice that they have gone"
+        time.sleep(0.05)
 
 
 @contextmanager
