@@ -48,7 +48,7 @@ def test_experts_that_live_with_attention_have_no_accelerator_of_their_own() -> 
 
 def test_a_deployment_is_all_its_pipelines_and_ingresses() -> None:
     config = new_config(expert_actors=2, replicas=3, ingress_replicas=2, cpus_per_actor=0.5)
-    assert len(deployment_bundles(config, "cpu")) == 2 + 3 * 4
+    assert len(deployment_bundles(config, "cpu", 3)) == 2 + 3 * 4
     assert cpus_needed(config) == pytest.approx(2 * 0.1 + 3 * (0.1 + 3 * 0.5))
 
 

@@ -69,7 +69,7 @@ def mixtral(**settings: object) -> list[Resources]:
     config = WindroseConfig.model_validate(
         {"model": "m", "attention_actors": 1, "expert_actors": 4} | settings
     )
-    return deployment_bundles(config, "cuda")
+    return deployment_bundles(config, "cuda", config.first_replicas)
 
 
 def gpu_node(name: str, gpus: float, **more: float) -> Node:

@@ -22,6 +22,15 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "expert_actors": ("--expert-actors", "3", 3),
     "spare_actors": ("--spare-actors", "1", 1),
     "replicas": ("--replicas", "4", 4),
+    "max_replicas": ("--max-replicas", "7", 7),
+    "min_replicas": ("--min-replicas", "2", 2),
+    "initial_replicas": ("--initial-replicas", "3", 3),
+    "target_ongoing_requests": ("--target-ongoing-requests", "2.5", 2.5),
+    "target_ttft_s": ("--target-ttft-s", "0.5", 0.5),
+    "upscale_delay_s": ("--upscale-delay-s", "1.5", 1.5),
+    "downscale_delay_s": ("--downscale-delay-s", "2.5", 2.5),
+    "drain_timeout_s": ("--drain-timeout-s", "3.5", 3.5),
+    "max_surge_percent": ("--max-surge-percent", "50", 50),
     "placement": ("--placement", "spread", "spread"),
     "attention_accelerator": ("--attention-accelerator", "A100", "A100"),
     "expert_accelerator": ("--expert-accelerator", "H100", "H100"),
@@ -82,23 +91,31 @@ def test_the_table_above_is_complete() -> None:
     assert all(value != defaults[name] for name, (_, _, value) in SETTINGS.items())
 
 
+# These are refused without a range of pipelines, and a range beside a number of them.
+OF_A_RANGE = ("min_replicas", "initial_replicas", "target_ongoing_requests", "target_ttft_s")
+TOGETHER = {name: setting for name, setting in SETTINGS.items() if name != "replicas"}
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_flag_and_its_key_are_the_same_setting(name: str, file: Path) -> None:
     flag, text, value = SETTINGS[name]
-    by_flag = config_of(text) if name == "model" else config_of("m", flag, text)
-    file.write_text(f"{name}: {text}\n" if name == "model" else f"model: m\n{name}: {text}\n")
+    others: dict[str, object] = {} if name == "model" else {"model": "m"}
+    others |= {"max_replicas": 7} if name in OF_A_RANGE else {}
+    file.write_text(yaml.safe_dump(others))
+    by_flag = config_of("--config", str(file), *((text,) if name == "model" else (flag, text)))
+    file.write_text(yaml.safe_dump(others) * bool(others) + f"{name}: {text}\n")
     assert config_of("--config", str(file)) == by_flag
-    assert by_flag == WindroseConfig.model_validate({"model": "m", name: value})
+    assert by_flag == WindroseConfig.model_validate({**others, name: value})
     assert getattr(by_flag, name) == value
 
 
 def test_all_at_once(file: Path) -> None:
-    wanted = WindroseConfig.model_validate({k: value for k, (_, _, value) in SETTINGS.items()})
+    wanted = WindroseConfig.model_validate({k: value for k, (_, _, value) in TOGETHER.items()})
     flags = [
-        word for k, (flag, text, _) in SETTINGS.items() if k != "model" for word in (flag, text)
+        word for k, (flag, text, _) in TOGETHER.items() if k != "model" for word in (flag, text)
     ]
     assert config_of(*flags, "some/where") == wanted
-    file.write_text(yaml.safe_dump({k: value for k, (_, _, value) in SETTINGS.items()}))
+    file.write_text(yaml.safe_dump({k: value for k, (_, _, value) in TOGETHER.items()}))
     assert config_of("--config", str(file)) == wanted
 
 
