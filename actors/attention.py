@@ -73,7 +73,7 @@ class AttentionRank:
             checkpoint, plan.model, dtype, device, self._progress, bits=plan.bits
         )
         self._weights_bytes = weights.num_bytes
-        dispatcher: LocalDispatcher | ExactDispatcher
+        dispatcher: LocalDispatcher | ExactDispatcher | None = None
         if held:
             shard = load_experts(
                 checkpoint,
@@ -87,14 +87,14 @@ class AttentionRank:
             )
             self._weights_bytes += shard.num_bytes
             dispatcher = LocalDispatcher(shard)
-        else:
+        elif plan.num_expert:
             dispatcher = self._dispatcher = exact_dispatcher(plan, device)
         give_back_freed()
         self._built = build_engine(plan, weights, dispatcher, device)
         self._step_loop = StepLoop(self._built.engine, None, self._emit)
 
     def run(self, epochs: Epochs) -> None:
-        """Serve until told to stop: over epochs, or alone where the experts are here."""
+        """Serve until told to stop: over epochs, or alone where no experts are elsewhere."""
         assert self._step_loop is not None
         if self._dispatcher is None:
             self._step_loop.run()
@@ -207,7 +207,7 @@ class AttentionRank:
             weights_bytes=self._weights_bytes,
             placement_version=0 if placement is None else placement.version,
             placement=() if placement is None else placement.ranks,
-            expert_tokens=self._built.load.totals(),
+            expert_tokens=() if self._built.load is None else self._built.load.totals(),
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             kv_cache_usage=engine.kv_cache_usage,

@@ -18,6 +18,7 @@ from model.exact_dispatch import ExactDispatcher
 from model.expert_load import ExpertLoad
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
+from model.feed_forward import DenseFeedForward, FeedForward, MixtureOfExperts
 from model.host_memory import give_back_freed
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
@@ -28,31 +29,38 @@ LOAD_WORKERS = 2  # experts read at once where all are: one is packed while anot
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine, and the load counters that its decoder fills."""
+    """An engine, and the load counters that its decoder fills; none where there are no experts."""
 
     engine: Engine
-    load: ExpertLoad
+    load: ExpertLoad | None
 
 
 def all_experts(plan: ModelPlan) -> list[tuple[int, int]]:
-    """Every (layer, expert) of the model."""
+    """Every (layer, expert) of the model; none of a dense one."""
     return [(i, e) for i in range(plan.model.num_layers) for e in range(plan.model.num_experts)]
 
 
 def build_engine(
-    plan: ModelPlan, weights: DecoderWeights, dispatcher: Dispatcher, device: torch.device
+    plan: ModelPlan, weights: DecoderWeights, dispatcher: Dispatcher | None, device: torch.device
 ) -> BuiltEngine:
-    """Allocate the KV cache and counters and join them to the decoder and the scheduler."""
+    """Allocate the KV cache and counters and join them to the decoder and the scheduler.
+
+    A dense model has no dispatcher.
+    """
     model, limits, dtype = plan.model, plan.limits, plan.torch_dtype
     num_blocks = plan.num_blocks(device)
     # The scheduler first: it refuses a cache too small before memory is taken for it.
     scheduler = Scheduler(limits, BlockPool(num_blocks))
     cache = KVCache(model, num_blocks, limits.block_size, dtype, device)
-    load = ExpertLoad(
-        model.num_layers, model.num_experts, model.top_k, limits.max_num_batched_tokens, device
-    )
+    load: ExpertLoad | None = None
+    feed_forward: FeedForward = DenseFeedForward(weights.dense_blocks)
+    if dispatcher is not None:
+        load = ExpertLoad(
+            model.num_layers, model.num_experts, model.top_k, limits.max_num_batched_tokens, device
+        )
+        feed_forward = MixtureOfExperts(weights.gates, dispatcher, load)
     rope = Rope(model.head_dim, model.rope_theta, limits.max_model_len, dtype, device)
-    decoder = Decoder(model, weights, dispatcher, load, rope)
+    decoder = Decoder(model, weights, feed_forward, rope)
     # Where nothing travels nothing overlaps, and a GPU's times are not those that a host measures.
     can_choose = plan.num_expert > 0 and device.type == "cpu"
     micro_batches = plan.micro_batches if plan.num_expert else 1
@@ -66,19 +74,22 @@ def colocated_engine(
     """Read the whole model into this process and build its engine: topology (1, 0)."""
     checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
     weights = load_decoder(checkpoint, plan.model, dtype, device, on_read, bits=plan.bits)
-    held = all_experts(plan)
-    shard = load_experts(
-        checkpoint,
-        plan.model,
-        held,
-        dtype,
-        device,
-        on_read,
-        workers=LOAD_WORKERS,
-        bits=plan.bits,
-    )
+    dispatcher = None
+    if held := all_experts(plan):
+        dispatcher = LocalDispatcher(
+            load_experts(
+                checkpoint,
+                plan.model,
+                held,
+                dtype,
+                device,
+                on_read,
+                workers=LOAD_WORKERS,
+                bits=plan.bits,
+            )
+        )
     give_back_freed()
-    return build_engine(plan, weights, LocalDispatcher(shard), device)
+    return build_engine(plan, weights, dispatcher, device)
 
 
 def exact_dispatcher(plan: ModelPlan, device: torch.device) -> ExactDispatcher:

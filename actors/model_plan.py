@@ -106,6 +106,11 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
             the setting.
     """
     model = check_checkpoint(config)
+    if model.is_dense and config.expert_actors:
+        raise ValueError(
+            f"expert_actors is {config.expert_actors}, but {config.model} is a dense model: it has "
+            "no experts, and its layers run whole in the attention actors; use --expert-actors 0"
+        )
     if config.expert_actors > model.num_experts:
         raise ValueError(
             f"expert_actors is {config.expert_actors}, but the model has only "

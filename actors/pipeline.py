@@ -208,6 +208,8 @@ class Pipeline:
 
     async def change(self, change: PlacementChange) -> Outcome:
         """Change the placement; returns when it is in force, or why it is not."""
+        if self._plan.model.is_dense:
+            return ChangeRefused("the model is dense: it has no experts, there is nothing to place")
         if self._placement is None:
             return ChangeRefused(
                 "the experts live in the attention actors (expert_actors is 0): there is "

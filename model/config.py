@@ -1,4 +1,4 @@
-"""The shape of a Mixtral, read from a Hugging Face checkpoint's config.json."""
+"""The shape of a Mixtral or Mistral, read from a Hugging Face checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-_MODEL_TYPE = "mixtral"
-_ARCHITECTURE = "MixtralForCausalLM"
+_ARCHITECTURES = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
+_DENSE = "mistral"
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -24,9 +24,10 @@ def _hf(key: str) -> Any:
 
 
 class ModelConfig(BaseModel):
-    """Sizes and constants of one Mixtral. Keys of config.json that mean nothing here are ignored.
+    """Sizes and constants of one model. Keys of config.json that mean nothing here are ignored.
 
     Built by keyword with the field names, or by `from_dir`. `sliding_window` None: full attention.
+    A dense model (Mistral) has 0 experts and top_k 0.
     """
 
     model_config = ConfigDict(
@@ -40,8 +41,8 @@ class ModelConfig(BaseModel):
     num_kv_heads: Size = _hf("num_key_value_heads")
     head_dim: Size
     intermediate_size: Size
-    num_experts: Size = _hf("num_local_experts")  # in all, whoever serves them
-    top_k: Size = _hf("num_experts_per_tok")
+    num_experts: Annotated[int, Field(ge=0)] = _hf("num_local_experts")  # whoever serves them
+    top_k: Annotated[int, Field(ge=0)] = _hf("num_experts_per_tok")
     vocab_size: Size
     rms_norm_eps: float = Field(gt=0)
     rope_theta: float = Field(gt=0)
@@ -58,6 +59,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_experts_per_tok ({self.top_k}) exceeds num_local_experts ({self.num_experts})"
             )
+        if self.num_experts and not self.top_k:
+            raise ValueError("num_experts_per_tok is 0: no expert would be chosen")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_heads}) is not a multiple of "
@@ -74,6 +77,11 @@ class ModelConfig(BaseModel):
                 raise ValueError(f"eos_token_id ({eos}) is outside vocab_size ({self.vocab_size})")
         return self
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer has one feed-forward block instead of experts."""
+        return not self.num_experts
+
     @classmethod
     def from_dir(cls, path: str | Path) -> ModelConfig:
         """Reads config.json as transformers 4 or 5 writes it, and generation_config.json's EOS ids.
@@ -82,7 +90,8 @@ class ModelConfig(BaseModel):
         those that only generation_config.json has.
 
         Raises:
-            ConfigError: unreadable, not a Mixtral, or a key missing, mistyped or not supported.
+            ConfigError: unreadable, neither Mixtral nor Mistral, or a key missing, mistyped or not
+                supported.
         """
         file = Path(path) / "config.json"
         raw = _read_object(file)
@@ -96,6 +105,10 @@ class ModelConfig(BaseModel):
         else:
             values["dtype"] = "float32"
         values["eos_token_id"] = _eos_token_ids(file, raw)
+        if raw["model_type"] == _DENSE:
+            values |= {"num_local_experts": 0, "num_experts_per_tok": 0}
+        elif raw.get("num_local_experts") == 0:
+            raise ConfigError(f"{file}: num_local_experts is 0; a Mixtral has at least 1")
         if raw.get("head_dim") is None:
             values["head_dim"] = _default_head_dim(file, raw)
         try:
@@ -120,13 +133,17 @@ def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
     """Refuses what would load and then compute something else than the reference."""
     if "model_type" not in raw:
         raise ConfigError(f"{file}: model_type is missing")
-    for key, wanted in (("model_type", _MODEL_TYPE), ("hidden_act", "silu")):
-        if key in raw and raw[key] != wanted:
-            raise ConfigError(f"{file}: {key} is {raw[key]!r}; only {wanted!r} is supported")
+    model_type = raw["model_type"]
+    architecture = _ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        known = " and ".join(map(repr, _ARCHITECTURES))
+        raise ConfigError(f"{file}: model_type is {model_type!r}; only {known} are supported")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{file}: hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
     architectures = raw.get("architectures")
-    if architectures is not None and architectures != [_ARCHITECTURE]:
+    if architectures is not None and architectures != [architecture]:
         raise ConfigError(
-            f"{file}: architectures is {architectures!r}; only [{_ARCHITECTURE!r}] is supported"
+            f"{file}: architectures is {architectures!r}; only [{architecture!r}] is supported"
         )
     for key in ("attention_bias", "quantization_config"):
         if raw.get(key):

@@ -1,6 +1,6 @@
-"""Mixtral's layers over the rows of one step. Handed a LocalDispatcher it is the whole model.
+"""The layers over the rows of one step, Mixtral's or Mistral's: only the feed-forward differs.
 
-Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, K experts per token.
+Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from model.attention import Attention, StepContext, decode_mask, prefill_mask
 from model.config import ModelConfig
-from model.dispatch import Dispatcher
-from model.expert_load import ExpertLoad
+from model.experts import Expert
+from model.feed_forward import FeedForward
 from model.gate import Gate
 from model.kv_cache import KVCache
 from model.linear import Linear
@@ -28,20 +28,21 @@ from model.step_batch import StepBatch
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """What an attention actor holds of one layer: everything but the experts."""
+    """A layer without its feed-forward part."""
 
     input_norm: RMSNorm
     attention: Attention
-    moe_norm: RMSNorm
-    gate: Gate
+    ffn_norm: RMSNorm
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """What an attention actor holds of the model."""
+    """What an attention actor holds of the model: everything but the experts."""
 
     embedding_VD: torch.Tensor
     layers: tuple[DecoderLayer, ...]
+    gates: tuple[Gate, ...]  # a layer each; none in a dense model
+    dense_blocks: tuple[Expert, ...]  # a layer each; none where there are experts
     norm: RMSNorm
     head: Linear
     num_bytes: int
@@ -54,26 +55,24 @@ class _Flow:
     x_TD: torch.Tensor
     context: StepContext
     first_row: int  # of the step, counting those of the flows before
-    in_flight: Any = None  # what the dispatcher has of the layer before
+    begun: Any = None  # what the feed-forward of the layer before is at
 
 
 class Decoder:
-    """The stack of layers; its experts are wherever the dispatcher says."""
+    """The stack of layers."""
 
     def __init__(
         self,
         config: ModelConfig,
         weights: DecoderWeights,
-        dispatcher: Dispatcher,
-        load: ExpertLoad,
+        feed_forward: FeedForward,
         rope: Rope,
     ) -> None:
         self._config = config
         self._weights = weights
-        self._dispatcher = dispatcher
-        self._load = load
+        self._feed_forward = feed_forward
         self._rope = rope
-        self.times = dispatcher.times
+        self.times = feed_forward.times
         self.layers_s = 0.0  # of the last step, from the first layer's begin to the last one's end
 
     def forward(self, batch: StepBatch, cache: KVCache, micro_batches: int = 1) -> torch.Tensor:
@@ -95,7 +94,7 @@ class Decoder:
         began_s = perf_counter()
         self._run_layers(flows, cache)
         self.layers_s = perf_counter() - began_s
-        self._load.finish_step(batch.num_rows)
+        self._feed_forward.finish_step(batch.num_rows)
         x_TD = flows[0].x_TD if len(flows) == 1 else torch.cat([flow.x_TD for flow in flows])
         sampled_CD = x_TD.index_select(0, sample_rows_C)
         return self._weights.head(self._weights.norm(sampled_CD))
@@ -105,18 +104,16 @@ class Decoder:
         return _Flow(x_TD, self._context(batch, cache, x_TD.dtype), first_row)
 
     def _run_layers(self, flows: Sequence[_Flow], cache: KVCache) -> None:
+        ffn = self._feed_forward
         for index, layer in enumerate(self._weights.layers):
             for flow in flows:
                 if index:
-                    flow.x_TD = flow.x_TD + self._dispatcher.combine(flow.in_flight)
+                    flow.x_TD = flow.x_TD + ffn.end(flow.begun)
                 x_TD = layer.attention(index, layer.input_norm(flow.x_TD), flow.context, cache)
                 flow.x_TD = x_TD = flow.x_TD + x_TD
-                rows_TD = layer.moe_norm(x_TD)
-                ids_TK, weights_TK = layer.gate(rows_TD)
-                flow.in_flight = self._dispatcher.dispatch(index, rows_TD, ids_TK, weights_TK)
-                self._load.record(index, ids_TK, flow.first_row)
+                flow.begun = ffn.begin(index, layer.ffn_norm(x_TD), flow.first_row)
         for flow in flows:
-            flow.x_TD = flow.x_TD + self._dispatcher.combine(flow.in_flight)
+            flow.x_TD = flow.x_TD + ffn.end(flow.begun)
 
     def _context(self, batch: StepBatch, cache: KVCache, dtype: torch.dtype) -> StepContext:
         cos_T1d, sin_T1d = self._rope.tables(batch.positions_T)

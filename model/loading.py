@@ -21,7 +21,15 @@ from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
-from model.weights import EMBED_KEY, HEAD_KEY, NORM_KEY, attention_shapes, expert_keys, layer_prefix
+from model.weights import (
+    EMBED_KEY,
+    HEAD_KEY,
+    NORM_KEY,
+    attention_shapes,
+    dense_keys,
+    expert_keys,
+    layer_prefix,
+)
 
 _HEAD_BITS = 8  # of a quantized model: logits want more than 4, and it is read in every step
 
@@ -57,14 +65,15 @@ def load_decoder(
 ) -> DecoderWeights:
     """Read what an attention actor holds: embedding, attention, norms, gates and head.
 
-    Attention's matrices are quantized to so many `bits`, and the head to 8; 16: not at all.
+    Of a dense model, which has no gates, the feed-forward blocks instead: it is then all of it.
+    Attention and these blocks are quantized to so many `bits`, and the head to 8; 16: not at all.
 
     Raises:
         CheckpointError: names the file and key at fault.
     """
     read = _Reader(checkpoint, dtype, device, on_read)
     embedding_VD = read(EMBED_KEY)
-    layers = []
+    layers, gates, dense_blocks = [], [], []
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
         q, k, v, o = (read(f"{prefix}.self_attn.{name}_proj.weight") for name in "qkvo")
@@ -72,16 +81,20 @@ def load_decoder(
             DecoderLayer(
                 input_norm=RMSNorm(read(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps),
                 attention=Attention(config, q, k, v, o, bits=bits),
-                moe_norm=RMSNorm(
+                ffn_norm=RMSNorm(
                     read(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
                 ),
-                gate=Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k),
             )
         )
+        if config.is_dense:
+            gate, up, down = dense_keys(layer)
+            dense_blocks.append(Expert(read(gate), read(up), read(down), bits=bits))
+        else:
+            gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
     head_VD = embedding_VD if config.tie_word_embeddings else read(HEAD_KEY)
     head = Linear(head_VD, bits if bits == 16 else _HEAD_BITS)
-    elsewhere = (".self_attn.", HEAD_KEY)  # what counts its own bytes
+    elsewhere = (".self_attn.", ".mlp.", HEAD_KEY)  # what counts its own bytes
     plain = sum(
         math.prod(shape)
         for key, shape in attention_shapes(config).items()
@@ -91,10 +104,13 @@ def load_decoder(
     return DecoderWeights(
         embedding_VD=embedding_VD,
         layers=tuple(layers),
+        gates=tuple(gates),
+        dense_blocks=tuple(dense_blocks),
         norm=norm,
         head=head,
         num_bytes=plain * dtype.itemsize
         + sum(layer.attention.num_bytes for layer in layers)
+        + sum(block.num_bytes for block in dense_blocks)
         + (0 if shared else head.num_bytes),
     )
 

@@ -1,4 +1,4 @@
-"""Which tensors a Mixtral checkpoint holds, and which of them each role owns.
+"""Which tensors a Mixtral or Mistral checkpoint holds, and which of them each role owns.
 
 Shapes: V vocab, D hidden, F intermediate, E experts, H q heads * head_dim, K kv heads * head_dim.
 """
@@ -24,8 +24,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What an attention actor holds: embedding and head [V,D], norms [D], q k v o, gates [E,D]."""
-    hidden = config.hidden_size
+    """What an attention actor holds: embedding and head [V,D], norms [D], q k v o, gates [E,D].
+
+    Of a dense model, instead of gates, the feed-forward blocks: w1 [F,D], w3 [F,D], w2 [D,F].
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
     q_width = config.num_heads * config.head_dim
     kv_width = config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {EMBED_KEY: (config.vocab_size, hidden)}
@@ -38,8 +41,12 @@ def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"{prefix}.self_attn.v_proj.weight": (kv_width, hidden),
             f"{prefix}.self_attn.o_proj.weight": (hidden, q_width),
             f"{prefix}.post_attention_layernorm.weight": (hidden,),
-            f"{prefix}.block_sparse_moe.gate.weight": (config.num_experts, hidden),
         }
+        if config.is_dense:
+            w1, w3, w2 = dense_keys(layer)
+            shapes |= {w1: (inner, hidden), w3: (inner, hidden), w2: (hidden, inner)}
+        else:
+            shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (config.num_experts, hidden)
     shapes[NORM_KEY] = (hidden,)
     if not config.tie_word_embeddings:
         shapes[HEAD_KEY] = (config.vocab_size, hidden)
@@ -60,6 +67,12 @@ def expert_keys(config: ModelConfig, layer: int, expert: int) -> tuple[str, str,
         )
     prefix = f"{layer_prefix(layer)}.block_sparse_moe.experts.{expert}"
     return f"{prefix}.w1.weight", f"{prefix}.w3.weight", f"{prefix}.w2.weight"
+
+
+def dense_keys(layer: int) -> tuple[str, str, str]:
+    """Names of a dense model's w1 [F,D], w3 [F,D] and w2 [D,F] in one layer, in that order."""
+    prefix = f"{layer_prefix(layer)}.mlp"
+    return f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight", f"{prefix}.down_proj.weight"
 
 
 def layer_prefix(layer: int) -> str:

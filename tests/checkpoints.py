@@ -1,4 +1,4 @@
-"""Small random Mixtral checkpoints on disk, made by transformers, for every test that needs one."""
+"""Small random Mixtral and Mistral checkpoints on disk, made by transformers, for the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import mistral_common
 import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 PUBLISHED_TOKENIZER = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 PUBLISHED_VOCAB = 32000
@@ -49,18 +49,17 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint as the published ones are laid out and returns its directory.
 
-    A vocabulary of 32000 gets the published tokenizer, a smaller one a tokenizer cut down from
-    it to exactly that size; below 320 there is no room for one and none is written.
+    With 0 experts it is a Mistral. A vocabulary of 32000 gets the published tokenizer, a smaller
+    one a tokenizer cut down from it to exactly that size; below 320 there is no room for one and
+    none is written.
     """
-    config = MixtralConfig(
+    shape: dict[str, Any] = dict(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         intermediate_size=ffn,
-        num_local_experts=experts,
-        num_experts_per_tok=top_k,
         vocab_size=vocab,
         tie_word_embeddings=tie,
         sliding_window=sliding_window,
@@ -72,7 +71,12 @@ def make_checkpoint(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = MixtralForCausalLM(config)
+        model: Any
+        if experts:
+            config = MixtralConfig(num_local_experts=experts, num_experts_per_tok=top_k, **shape)
+            model = MixtralForCausalLM(config)
+        else:
+            model = MistralForCausalLM(MistralConfig(**shape))
     if not tie:
         with torch.no_grad():
             model.lm_head.weight.mul_(_HEAD_SCALE)
@@ -81,7 +85,8 @@ def make_checkpoint(
     model.save_pretrained(directory)
     single = directory / "model.safetensors"
     tensors = load_file(single)
-    assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in tensors, sorted(tensors)[:9]
+    block = "block_sparse_moe.experts.0.w1" if experts else "mlp.gate_proj"
+    assert f"model.layers.0.{block}.weight" in tensors, sorted(tensors)[:9]
     if shards > 1:
         single.unlink()
         write_shards(directory, tensors, shards)

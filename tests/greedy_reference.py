@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MixtralForCausalLM
+from transformers import AutoModelForCausalLM
 
 from actors.engine import Engine
 from actors.messages import GenerateRequest, TokenEvent
@@ -41,7 +41,7 @@ def make_prompts(vocab: int, lengths: Iterable[int] = PROMPT_LENGTHS) -> list[tu
 
 def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers."""
-    return MixtralForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
 
 @torch.inference_mode()

@@ -32,22 +32,22 @@ _SIZE_S = 0.25  # each size is repeated for so long
 def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype, bits: int = 16) -> int:
     """Bytes of weights that a decode step of so many rows reads, the KV cache left out.
 
-    With 8 or 4 `bits`, attention's and the experts' matrices have so many and the head has 8;
-    scales are left out.
+    With 8 or 4 `bits`, the matrices of attention, experts and dense blocks have so many and the
+    head has 8; scales are left out.
 
-    Attention, norms, gates and head once, an embedding row each, and the experts that are hit:
+    Attention, norms, gates (or dense blocks) and head once, an embedding row each, the experts hit:
     top_k a layer for one row, E (1 - (1 - top_k/E)^rows) expected for more under even routing.
     """
     sizes = {key: math.prod(shape) for key, shape in attention_shapes(config).items()}
     if not config.tie_word_embeddings:  # where it is tied, the head reads the whole table
         del sizes[EMBED_KEY]
     experts = config.num_experts
-    hit = experts * (1 - (1 - config.top_k / experts) ** rows)
+    hit = experts * (1 - (1 - config.top_k / experts) ** rows) if experts else 0.0
     expert = 3 * config.hidden_size * config.intermediate_size
-    attention = sum(size for key, size in sizes.items() if ".self_attn." in key)
-    quantizable = attention + round(config.num_layers * hit * expert)
+    here = sum(size for key, size in sizes.items() if ".self_attn." in key or ".mlp." in key)
+    quantizable = here + round(config.num_layers * hit * expert)
     head = config.vocab_size * config.hidden_size
-    others = sum(sizes.values()) - attention - head + rows * config.hidden_size
+    others = sum(sizes.values()) - here - head + rows * config.hidden_size
     if bits == 16:
         return (others + head + quantizable) * dtype.itemsize
     return others * dtype.itemsize + head + quantizable * bits // 8
@@ -65,7 +65,7 @@ def prompt_flops(config: ModelConfig, tokens: int) -> int:
     layer = (
         2 * hidden * (q_width + kv_width)
         + config.num_experts * hidden
-        + config.top_k * 3 * hidden * config.intermediate_size
+        + (config.top_k or 1) * 3 * hidden * config.intermediate_size
     )
     window = min(config.sliding_window or tokens, tokens)
     pairs = window * (window + 1) // 2 + (tokens - window) * window

@@ -142,6 +142,20 @@ def test_what_cannot_be_served_is_refused_by_name(
         assert part in str(refusal.value)
 
 
+def test_a_dense_model_has_no_experts_to_set_apart(tmp_path: Path) -> None:
+    dense = make_checkpoint(tmp_path / "dense", experts=0)
+    with pytest.raises(ValueError) as refusal:
+        plan_of(dense, expert_actors=1)
+    for part in ("expert_actors is 1", str(dense), "dense", "no experts", "--expert-actors 0"):
+        assert part in str(refusal.value)
+    plan, checkpoint = plan_of(dense, attention_actors=2), Checkpoint(dense)
+    read: list[int] = []
+    weights = load_decoder(checkpoint, plan.model, plan.torch_dtype, CPU, read.append)
+    everything = checkpoint.total_bytes(checkpoint.entries)
+    assert sum(read) == weights.num_bytes == everything
+    assert all_experts(plan) == []
+
+
 def test_a_checkpoint_that_does_not_fit_its_config_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, vocab=300)
     config = tmp_path / "config.json"

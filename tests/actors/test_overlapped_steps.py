@@ -14,6 +14,7 @@ from actors import micro_batches
 from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
 from model.exchange import Message, PeerLost
+from model.feed_forward import MixtureOfExperts
 from tests.actors.threaded_pipeline import CPU, ThreadedPipeline, running
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (
@@ -135,7 +136,9 @@ def test_an_interrupted_step_runs_again(
 def slowed(pipeline: ThreadedPipeline, attention: float, expert: float, fixed: float) -> None:
     """Each layer takes as long on either side as if it had hardware of its own: seconds a row,
     and for every batch that the experts compute. Sleep leaves this machine's cores to others."""
-    gates = [layer.gate for layer in pipeline.engines[0]._decoder._weights.layers]
+    experts = pipeline.engines[0]._decoder._feed_forward
+    assert isinstance(experts, MixtureOfExperts)
+    gates = experts._gates
     choose = type(gates[0]).__call__
     run: list[Callable[..., torch.Tensor]] = [server._shard.forward for server in pipeline.servers]
 
@@ -148,12 +151,7 @@ def slowed(pipeline: ThreadedPipeline, attention: float, expert: float, fixed: f
             ids_TK, weights_TK = choose(self._gate, x_TD)  # type: ignore[arg-type]
             return ids_TK, weights_TK
 
-    decoder = pipeline.engines[0]._decoder
-    layers = tuple(
-        replace(layer, gate=SlowGate(layer.gate))  # type: ignore[arg-type]
-        for layer in decoder._weights.layers
-    )
-    decoder._weights = replace(decoder._weights, layers=layers)
+    experts._gates = tuple(SlowGate(gate) for gate in gates)  # type: ignore[misc]
     for server, forward in zip(pipeline.servers, run, strict=True):
 
         def slow(

@@ -144,6 +144,17 @@ def test_colocated_experts_are_on_every_attention_rank_of_their_pipeline() -> No
     assert body["tokens"] == [[9, 12]]
 
 
+def test_a_model_without_experts_has_an_empty_placement_and_no_series_of_experts() -> None:
+    stats = [actor(rank, "attention", num_rows=3, num_running=1) for rank in (0, 1)]
+    body = experts_json(stats, [report(target=(), changes={})], INGRESS)
+    assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
+    assert len(cast(list[object], body["actors"])) == 4
+    families = text_string_to_metric_families(metrics_text(stats, [], "dense"))
+    samples = {family.name: family.samples for family in families}
+    assert samples["windrose_expert_tokens"] == samples["windrose_expert_actor_rows"] == []
+    assert [sample.value for sample in samples["windrose_engine_rows"]] == [3, 3]
+
+
 def test_actors_that_have_not_begun_make_valid_json() -> None:
     body = experts_json([replace(actor(0, "attention"), phase="loading")], [], INGRESS)
     assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)

@@ -112,6 +112,7 @@ class ThreadedPipeline:
                 self.dispatchers.append(dispatcher)
             weights = load_decoder(checkpoint, plan.model, plan.torch_dtype, CPU)
             built = build_engine(plan, weights, dispatcher, CPU)
+            assert built.load is not None
             self.engines.append(built.engine)
             self.loads.append(built.load)
             self.loops.append(StepLoop(built.engine, exchange, self._emit_of(rank)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,47 @@ def test_values_are_those_that_transformers_reads(
     assert list(ours.eos_token_ids) in (theirs.eos_token_id, [theirs.eos_token_id])
 
 
+DENSE: dict[str, Any] = changed(
+    V4,
+    {
+        "model_type": "mistral",
+        "architectures": ["MistralForCausalLM"],
+        "num_local_experts": ABSENT,
+        "num_experts_per_tok": ABSENT,
+        "output_router_logits": ABSENT,
+    },
+)
+
+
+def test_a_mistral_is_a_model_without_experts(tmp_path: Path) -> None:
+    mixtral, mistral = tmp_path / "mixtral", tmp_path / "mistral"
+    for directory, config in ((mixtral, V4), (mistral, DENSE)):
+        directory.mkdir()
+        write(directory, config)
+    dense = ModelConfig.from_dir(mistral)
+    assert dense.is_dense
+    assert not ModelConfig.from_dir(mixtral).is_dense
+    with_experts = {"num_experts": 7, "top_k": 3}
+    assert dense.model_copy(update=with_experts) == ModelConfig.from_dir(mixtral)
+    assert dense.sliding_window == AutoConfig.from_pretrained(mistral).sliding_window == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "only ['MistralForCausalLM'] is supported"),
+        ({"model_type": "mixtral", "architectures": ABSENT}, "num_local_experts is missing"),
+        ({"intermediate_size": ABSENT}, "intermediate_size is missing"),
+    ],
+    ids=str,
+)
+def test_a_mistral_that_contradicts_itself_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ModelConfig.from_dir(write(tmp_path, changed(DENSE, changes)))
+
+
 @pytest.mark.parametrize(
     ("eos", "generation", "expected"),
     [
@@ -139,7 +181,7 @@ def test_no_dtype_means_float32(tmp_path: Path, changes: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; only 'mixtral' is supported"),
+        ({"model_type": "llama"}, "model_type is 'llama'; only 'mixtral' and 'mistral' are"),
         ({"model_type": ABSENT}, "model_type is missing"),
         ({"architectures": ["MixtralForTokenClassification"]}, "MixtralForTokenClassification"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
@@ -167,6 +209,8 @@ def test_no_dtype_means_float32(tmp_path: Path, changes: dict[str, Any]) -> None
         ({"hidden_size": 66, "head_dim": None}, "hidden_size (66) is not a multiple of"),
         ({"head_dim": 3}, "head_dim (3) is odd"),
         ({"intermediate_size": 1.5}, "intermediate_size is 1.5"),
+        ({"num_local_experts": 0}, "num_local_experts is 0"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
         ({"num_local_experts": True}, "num_local_experts is True"),
         ({"num_experts_per_tok": 8}, "num_experts_per_tok (8) exceeds num_local_experts (7)"),
         ({"vocab_size": None}, "vocab_size is None"),

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.dispatch import LocalDispatcher
 from model.expert_load import ExpertLoad
+from model.feed_forward import MixtureOfExperts
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
 from model.micro_batch import even_sizes, rows_in_order, split_batch
@@ -114,11 +115,12 @@ class TinyModel:
         held = [(i, e) for i in range(config.num_layers) for e in range(config.num_experts)]
         self.config, self.dtype = config, dtype
         self.load = ExpertLoad(config.num_layers, config.num_experts, config.top_k, 256, CPU)
+        weights = load_decoder(checkpoint, config, dtype, CPU)
+        dispatcher = LocalDispatcher(load_experts(checkpoint, config, held, dtype, CPU))
         self.decoder = Decoder(
             config,
-            load_decoder(checkpoint, config, dtype, CPU),
-            LocalDispatcher(load_experts(checkpoint, config, held, dtype, CPU)),
-            self.load,
+            weights,
+            MixtureOfExperts(weights.gates, dispatcher, self.load),
             Rope(config.head_dim, config.rope_theta, 256, dtype, CPU),
         )
 

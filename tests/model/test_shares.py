@@ -62,6 +62,13 @@ def write_hollow(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         out.truncate(8 + len(text) + end)
 
 
+def test_mistral_7b_has_the_parameters_of_its_model_card() -> None:
+    mistral = MIXTRAL.model_copy(update={"num_experts": 0, "top_k": 0})
+    shapes = expected_shapes(mistral)
+    assert shapes == attention_shapes(mistral)
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 7_241_732_096
+
+
 @pytest.mark.timeout(20)  # reading what is only to be verified would take far longer
 def test_a_whole_mixtral_8x7b_is_verified_without_reading_it(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"

@@ -144,6 +144,16 @@ def test_a_sliding_window_bounds_what_a_token_looks_at(window: int) -> None:
     assert prompt_flops(MIXTRAL, 100) - prompt_flops(slid, 100) == fewer * 2 * 2 * 4096 * 32
 
 
+def test_a_dense_model_reads_and_multiplies_all_it_has() -> None:
+    dense = MIXTRAL.model_copy(update={"num_experts": 0, "top_k": 0})
+    parameters = 7_241_732_096  # published, of Mistral-7B
+    embedding, norms, head = 32000 * 4096, 65 * 4096, 32000 * 4096
+    read = decode_step_bytes(dense, 3, torch.bfloat16)
+    assert read == 2 * (parameters - embedding + 3 * 4096)
+    products = 2 * (parameters - embedding - norms - head)
+    assert prompt_flops(dense, 1) == products + 2 * head + 2 * 2 * 4096 * 32
+
+
 def test_a_tied_head_is_read_whole() -> None:
     tied = MIXTRAL.model_copy(update={"tie_word_embeddings": True})
     assert decode_step_bytes(tied, 1, torch.bfloat16) == decode_step_bytes(
