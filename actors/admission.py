@@ -11,6 +11,7 @@ from actors.scheduler_limits import SchedulerLimits
 from actors.sequence import RunningSequence, by_turn
 from actors.waiting_queue import WaitingQueue
 from model.block_pool import BlockPool
+from model.kv_size import blocks_out_of_sight
 
 
 class Admission:
@@ -39,7 +40,7 @@ class Admission:
         if not self.num_places:
             return False
         cached = self._prefixes.find(sequence)
-        if not self._has_blocks(sequence, cached):
+        if not self._has_blocks(sequence, cached.block_ids):
             return False
         self.waiting.remove(sequence.request_id)
         insort(self.running, sequence, key=by_turn)
@@ -57,11 +58,11 @@ class Admission:
         cached = self._prefixes.find(sequence)
         held = Counter(block_id for one in lower for block_id in one.block_ids)
         freed = {b for b, count in held.items() if count == self._pool.num_holders(b)}
-        kept = [block_id for block_id in cached if block_id not in freed]
+        kept = [block_id for block_id in cached.block_ids if block_id not in freed]
         if not self._has_blocks(sequence, kept, len(freed)):
             return []
         preempted = []
-        while lower and not (self.num_places and self._has_blocks(sequence, cached)):
+        while lower and not (self.num_places and self._has_blocks(sequence, cached.block_ids)):
             lower.pop()
             preempted.append(self.preempt_last())
         return preempted
@@ -76,11 +77,14 @@ class Admission:
         # has to fit; the steps that it costs are 1-5 % more. With nothing running it always
         # holds, so who is first gets in sooner or later. A cached block costs nothing only
         # while somebody holds it: else it is one of the free ones, and now is no longer.
-        size = self._limits.block_size
+        limits = self._limits
         before = [one for one in self.running if one.turn < sequence.turn]
-        spare = sum(max(1, one.num_blocks_to_come(size)) for one in before)
+        spare = sum(max(1, one.num_blocks_to_come(limits)) for one in before)
         free = self._pool.num_free + num_freed + self._prefixes.num_shared(cached)
-        return free >= sequence.num_blocks_to_come(size) + spare
+        # With a sliding window a pool may be smaller than a full chunk and what it sees: chunks
+        # are cut then.
+        needed = min(sequence.num_blocks_to_come(limits), self._pool.num_blocks)
+        return free >= needed + spare
 
     def preempt_last(self) -> str:
         """Take place and blocks from the last that runs; returns its request id."""
@@ -114,9 +118,19 @@ class Admission:
                 self._release(sequence)
         self.running = [one for one in self.running if not one.ended]
 
+    def free_unseen(self, sequence: RunningSequence) -> None:
+        """Free the blocks that fell out of its sliding window: no row to come sees them."""
+        limits = self._limits
+        first = blocks_out_of_sight(limits.sliding_window, sequence.num_computed, limits.block_size)
+        count = first - sequence.first_block
+        if count > 0:
+            self._pool.free(sequence.block_ids[:count])
+            del sequence.block_ids[:count]
+            sequence.first_block = first
+
     def _release(self, sequence: RunningSequence) -> None:
         self._pool.free(sequence.block_ids)
-        sequence.block_ids = []
+        sequence.block_ids, sequence.first_block = [], 0
 
     def check_integrity(self) -> None:
         """Assert what holds between any two calls. Slow: for tests."""

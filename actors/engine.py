@@ -164,6 +164,7 @@ def _chunk(chunk: ScheduledChunk) -> Chunk:
         chunk.start,
         sequence.block_ids,
         chunk.samples,
+        sequence.first_block,
     )
 
 

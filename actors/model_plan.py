@@ -13,7 +13,7 @@ from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.cpu_kernels.binary import load_binary
-from model.kv_size import block_bytes
+from model.kv_size import block_bytes, blocks_in_sight
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,8 @@ class ModelPlan:
             free_bytes, _ = torch.cuda.mem_get_info(device)
             cache_bytes = int(free_bytes * _DEFAULT_GPU_CACHE_SHARE)
         per_block = block_bytes(self.model, limits.block_size, self.dtype)
-        usable = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size)
+        each = limits.most_blocks(limits.max_model_len, limits.max_num_batched_tokens)
+        usable = limits.max_num_seqs * each
         return min(cache_bytes // per_block, usable)
 
 
@@ -128,6 +129,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         eos_token_ids=model.eos_token_ids,
         enable_prefix_caching=config.enable_prefix_caching,
         max_itl_stretch=config.max_itl_stretch,
+        sliding_window=model.sliding_window,
     )
     num_ranks = config.attention_actors + config.expert_actors
     return ModelPlan(
@@ -153,14 +155,20 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
 def _max_model_len(
     config: WindroseConfig, model: ModelConfig, dtype: str, cache_bytes: int | None
 ) -> int:
-    """The context length: as asked, else the model's own or what the cache holds of it."""
+    """The context length: as asked, else the model's own or what the cache holds of it.
+
+    Behind a sliding window nothing is held: a cache for what one row sees is enough for any.
+    """
     longest = model.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ValueError(f"max_model_len is {config.max_model_len}; the model knows {longest}")
     if cache_bytes is None:
         return config.max_model_len or longest
     per_block = block_bytes(model, config.block_size, dtype)
-    capacity = cache_bytes // per_block * config.block_size
+    num_blocks, window = cache_bytes // per_block, model.sliding_window
+    capacity = num_blocks * config.block_size
+    if window is not None and num_blocks >= blocks_in_sight(window, 1, config.block_size):
+        return config.max_model_len or longest
     wanted = config.max_model_len or max(1, min(longest, capacity))
     if wanted > capacity:
         raise ValueError(

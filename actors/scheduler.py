@@ -40,7 +40,12 @@ class Scheduler:
         limits.check_pool(pool.num_blocks)
         self.limits = limits
         self.pool = pool
-        self.prefixes = PrefixCache(pool, limits.block_size, enabled=limits.enable_prefix_caching)
+        self.prefixes = PrefixCache(
+            pool,
+            limits.block_size,
+            window=limits.sliding_window,
+            enabled=limits.enable_prefix_caching,
+        )
         self.pace = StepPace(limits.max_num_batched_tokens, limits.max_itl_stretch)
         self._eos_ids = frozenset(limits.eos_token_ids)
         self._num_added = 0
@@ -158,7 +163,7 @@ class Scheduler:
                 continue
             prefilling = prefilling or not decoding
             start = sequence.num_computed
-            if start == len(sequence.block_ids) * self.limits.block_size:
+            if start == sequence.end_block * self.limits.block_size:
                 while not pool.num_free and (index < len(running) or decoding):
                     plan.preempted.append(self._admission.preempt_last())
                     if index > len(running):
@@ -185,13 +190,13 @@ class Scheduler:
 
     def _schedule_chunk(self, sequence: RunningSequence, plan: StepPlan, room: Room) -> None:
         """Add what room and free blocks allow of a prefill."""
-        start, held = sequence.num_computed, len(sequence.block_ids)
+        start, given = sequence.num_computed, sequence.end_block
         remaining, block_size = len(sequence.token_ids) - start, self.limits.block_size
-        slots = (held + self.pool.num_free) * block_size - start
+        slots = (given + self.pool.num_free) * block_size - start
         num_tokens = min(remaining, room.of(sequence), slots)
         if num_tokens > 0:
             blocks = -(-(start + num_tokens) // block_size)
-            sequence.block_ids += self.pool.allocate(blocks - held)
+            sequence.block_ids += self.pool.allocate(blocks - given)
             samples = num_tokens == remaining
             plan.prefills.append(ScheduledChunk(sequence, start, num_tokens, samples))
             plan.num_rows += num_tokens
@@ -211,6 +216,7 @@ class Scheduler:
         for chunk in plan.decodes + plan.prefills:
             chunk.sequence.num_computed += chunk.num_tokens
             self.prefixes.offer(chunk.sequence)
+            self._admission.free_unseen(chunk.sequence)
         events: list[TokenEvent] = []
         for chunk, (token_id, logprobs) in zip(sampling, sampled):
             sequence = chunk.sequence

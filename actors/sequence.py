@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from actors.messages import FinishReason, GenerateRequest, TokenEvent
+from actors.scheduler_limits import SchedulerLimits
 from model.sampling_params import TokenLogprobs
 
 Turn = tuple[int, float, int]
@@ -28,7 +29,8 @@ class RunningSequence:
     token_ids: list[int]
     output_token_ids: list[int]
     num_computed: int = 0  # leading tokens whose KV is valid
-    block_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)  # from its block number first_block on
+    first_block: int = 0  # those before fell out of the sliding window
     block_keys: list[bytes] = field(default_factory=list)  # of its first blocks, as far as asked
     num_offered: int = 0  # leading blocks that the prefix cache gave or was given
     num_cached_tokens: int | None = None  # found computed when it was first admitted
@@ -74,9 +76,17 @@ class RunningSequence:
         """Whether a token was made for it here, beyond those it came with."""
         return len(self.output_token_ids) > len(self.request.output_token_ids)
 
-    def num_blocks_to_come(self, block_size: int) -> int:
-        """Blocks it lacks to hold all its tokens and the next one."""
-        return len(self.token_ids) // block_size + 1 - len(self.block_ids)
+    @property
+    def end_block(self) -> int:
+        """The number of its first block that it has not been given yet."""
+        return self.first_block + len(self.block_ids)
+
+    def num_blocks_to_come(self, limits: SchedulerLimits) -> int:
+        """Blocks it lacks to hold all its tokens and the next one, or what is seen of them."""
+        num_tokens = len(self.token_ids) + 1
+        num_rows = min(num_tokens - self.num_computed, limits.max_num_batched_tokens)
+        num_left = num_tokens - self.first_block * limits.block_size
+        return limits.most_blocks(num_left, num_rows) - len(self.block_ids)
 
     def take(self, token_id: int, logprobs: TokenLogprobs | None) -> TokenEvent:
         """Append the token that a step drew; returns its event. `ended` if it is the last."""
@@ -107,7 +117,7 @@ class RunningSequence:
 
     def check_integrity(self, block_size: int) -> None:
         """Assert what holds of a sequence that runs, between any two calls. For tests."""
-        length, num_blocks = len(self.token_ids), len(self.block_ids)
+        length, num_blocks = len(self.token_ids), self.end_block
         assert self.token_ids[self.num_prompt_tokens :] == self.output_token_ids
         assert self.num_computed == length - 1 if self.decoding else self.num_computed < length
         assert self.num_computed <= num_blocks * block_size

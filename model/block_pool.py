@@ -39,6 +39,11 @@ class BlockPool:
         return len(self._blank) + len(self._kept)
 
     @property
+    def blank(self) -> list[int]:
+        """Those of them whose contents cannot be found."""
+        return list(self._blank)
+
+    @property
     def usage(self) -> float:
         """Share of the blocks that are held, 0 to 1."""
         return 1.0 - self.num_free / self.num_blocks

@@ -16,18 +16,20 @@ import torch
 class Chunk:
     """Consecutive tokens of one sequence that run in this step.
 
-    `block_ids` cover at least positions 0 .. start + len(token_ids) - 1.
+    `block_ids` are the sequence's from its block number `first_block` on, up to the one of the
+    last token at least. What no row sees any more, behind a sliding window, need not be there.
     """
 
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
     samples: bool
+    first_block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Rows [row, row + num_rows) are positions [start, start + num_rows) of one sequence."""
+    """Rows [row, row + num_rows) are places [start, start + num_rows) of one block table."""
 
     row: int
     num_rows: int
@@ -37,13 +39,17 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step's rows. Rows 0..B-1 decode one token each; `prefills` cover the others in order."""
+    """One step's rows. Rows 0..B-1 decode one token each; `prefills` cover the others in order.
+
+    Block tables begin with the first block that a sequence still has, and lengths and starts
+    count from there: attention depends on how far positions are apart, and RoPE has `positions_T`.
+    """
 
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
     slots_T: torch.Tensor
     decode_blocks_BN: torch.Tensor
-    decode_lengths_B: torch.Tensor  # tokens to attend to, the row's own included
+    decode_lengths_B: torch.Tensor  # tokens in the table, the row's own included
     prefills: tuple[PrefillChunk, ...]
     sample_rows_C: torch.Tensor
 
@@ -73,12 +79,15 @@ def build_batch(
         token_ids[:num_decodes] = [chunk.token_ids[0] for chunk in decodes]
         starts = np.fromiter((chunk.start for chunk in decodes), np.int64, num_decodes)
         positions[:num_decodes] = starts
+        gone = np.fromiter((chunk.first_block for chunk in decodes), np.int64, num_decodes)
+        starts -= gone * block_size
         widths = starts // block_size + 1
         width = int(widths.max())
-        blocks = np.zeros((num_decodes, width), np.int64)
+        blocks = np.empty((num_decodes, width), np.int64)
         for row, chunk in enumerate(decodes):
             used = widths[row]
             blocks[row, :used] = chunk.block_ids[:used]
+            blocks[row, used:] = blocks[row, used - 1]  # read, and weighed by 0
         last = blocks[np.arange(num_decodes), widths - 1]
         slots[:num_decodes] = last * block_size + starts % block_size
         lengths = starts + 1
@@ -90,14 +99,15 @@ def build_batch(
     row = num_decodes
     for chunk in prefills:
         size = len(chunk.token_ids)
-        end = chunk.start + size
+        start = chunk.start - chunk.first_block * block_size
+        end = start + size
         token_ids[row : row + size] = chunk.token_ids
-        where = np.arange(chunk.start, end)
-        positions[row : row + size] = where
+        where = np.arange(start, end)
+        positions[row : row + size] = np.arange(chunk.start, chunk.start + size)
         table = np.asarray(chunk.block_ids[: -(-end // block_size)], np.int64)
         slots[row : row + size] = table[where // block_size] * block_size + where % block_size
         laid_out.append(
-            PrefillChunk(row, size, chunk.start, torch.from_numpy(table).unsqueeze(0).to(device))
+            PrefillChunk(row, size, start, torch.from_numpy(table).unsqueeze(0).to(device))
         )
         row += size
         if chunk.samples:

@@ -16,27 +16,36 @@ Prefix = tuple[int, ...]
 class ShadowCache:
     """The oracle of a scheduler's prefix cache; told of every write and every finished step."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, shares: bool) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, window: int | None = None, shares: bool
+    ) -> None:
         self.size = block_size
+        self.window = window
         self.shares = shares
         self.slots: list[Prefix | None] = [None] * (num_blocks * block_size)
         self.known: dict[Prefix, int] = {}  # whole blocks: all tokens up to the end -> block id
 
-    def longest(self, tokens: list[int]) -> list[int]:
-        """The blocks that a sequence of these tokens must be admitted with."""
-        blocks: list[int] = []
-        while self.shares and (len(blocks) + 1) * self.size < len(tokens):
-            block_id = self.known.get(tuple(tokens[: (len(blocks) + 1) * self.size]))
-            if block_id is None:
-                break
-            blocks.append(block_id)
-        return blocks
+    def longest(self, tokens: list[int]) -> dict[int, int]:
+        """The blocks, by number, that a sequence of these tokens must be admitted with.
+
+        All that its first row sees, for a row as late as can be; at least the last token runs.
+        """
+        for end in range((len(tokens) - 1) // self.size, 0, -1):
+            seen = range(self.first_seen(end * self.size) // self.size, end)
+            prefixes = {i: tuple(tokens[: (i + 1) * self.size]) for i in seen}
+            if self.shares and all(prefix in self.known for prefix in prefixes.values()):
+                return {i: self.known[prefix] for i, prefix in prefixes.items()}
+        return {}
+
+    def first_seen(self, position: int) -> int:
+        """The first position that the row at `position` attends to."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
 
     def allocate(self, sequence: RunningSequence, start: int, end: int) -> None:
         """Rows start .. end - 1 run: a block whose first slot is among them was taken for them."""
         for position in range(start, end):
             if position % self.size == 0:
-                self.forget([sequence.block_ids[position // self.size]])
+                self.forget([self._block(sequence, position // self.size)])
 
     def write(self, sequence: RunningSequence, start: int, end: int) -> set[int]:
         """Fill the slots of these rows; returns them."""
@@ -47,9 +56,10 @@ class ShadowCache:
             written.add(slot)
         return written
 
-    def read(self, sequence: RunningSequence, end: int) -> list[int]:
-        """The tokens a row at `end` - 1 attends to. AssertionError if a slot holds another's."""
-        for position in range(end):
+    def read(self, sequence: RunningSequence, start: int, end: int) -> list[int]:
+        """The tokens up to `end`. AssertionError if a slot that rows from `start` on attend to
+        holds another's."""
+        for position in range(self.first_seen(start), end):
             found = self.slots[self._slot(sequence, position)]
             assert found == tuple(sequence.token_ids[: position + 1]), (position, found)
         last = self.slots[self._slot(sequence, end - 1)]
@@ -60,7 +70,7 @@ class ShadowCache:
         """A step with these rows is over: the blocks they filled can be found from now on."""
         for index in range(start // self.size, end // self.size):
             prefix = tuple(sequence.token_ids[: (index + 1) * self.size])
-            self.known.setdefault(prefix, sequence.block_ids[index])
+            self.known.setdefault(prefix, self._block(sequence, index))
 
     def forget(self, block_ids: Iterable[int]) -> None:
         """What these blocks hold is found no more."""
@@ -79,4 +89,10 @@ class ShadowCache:
         self.slots = [None] * len(self.slots)
 
     def _slot(self, sequence: RunningSequence, position: int) -> int:
-        return sequence.block_ids[position // self.size] * self.size + position % self.size
+        block_id = self._block(sequence, position // self.size)
+        return block_id * self.size + position % self.size
+
+    @staticmethod
+    def _block(sequence: RunningSequence, index: int) -> int:
+        assert index >= sequence.first_block, f"block {index} is gone"
+        return sequence.block_ids[index - sequence.first_block]

@@ -55,7 +55,12 @@ class Simulation:
         self.most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
         self.pool = BlockPool(num_blocks)
         self.scheduler = Scheduler(limits, self.pool)
-        self.cache = ShadowCache(num_blocks, limits.block_size, shares=limits.enable_prefix_caching)
+        self.cache = ShadowCache(
+            num_blocks,
+            limits.block_size,
+            window=limits.sliding_window,
+            shares=limits.enable_prefix_caching,
+        )
         self.requests: dict[str, GenerateRequest] = {}  # live
         self.answers: dict[str, Answer] = {}
         self.got: dict[str, list[int]] = {}
@@ -68,6 +73,7 @@ class Simulation:
         self.num_joined = self.num_mixed = self.num_cut = self.num_aborted = self.num_failed = 0
         self.num_overtook = self.num_paced = 0
         self.num_queried = self.num_hits = 0
+        self.num_passed = self.num_hits_behind = 0  # blocks freed unseen; hits that lack such
 
     def add(self, request: GenerateRequest) -> None:
         if request.request_id not in self.answers:
@@ -121,8 +127,9 @@ class Simulation:
             self.abort(request_id)
             self.scheduler.check_integrity()
         for chunk in chunks_of(plan):  # nobody else may get what the forward pass writes
-            blocks = len(chunk.sequence.block_ids)
+            blocks = chunk.sequence.end_block
             assert blocks * self.limits.block_size >= chunk.start + chunk.num_tokens
+            self._check_held(chunk)
         if fail_in_flight:
             self._fail(plan.sampling_chunks()[-fail_in_flight:])
         for chunk in chunks_of(plan):
@@ -130,15 +137,41 @@ class Simulation:
                 self.cache.finish(chunk.sequence, chunk.start, chunk.start + chunk.num_tokens)
         events = self.scheduler.finish_step(plan, tokens)
         self.scheduler.check_integrity()
+        for chunk in chunks_of(plan):
+            self.num_passed += chunk.sequence.first_block
+            self._check_held()
         self._take(plan, events)
+
+    def _check_held(self, chunk: ScheduledChunk | None = None) -> None:
+        """A sequence holds the blocks of its window, and a chunk's own while it runs."""
+        window, size = self.limits.sliding_window, self.limits.block_size
+        if window is None:
+            return
+        if chunk is not None:
+            first = max(0, chunk.start - window + 1) // size
+            last = (chunk.start + chunk.num_tokens - 1) // size
+            assert len(chunk.sequence.block_ids) <= last - first + 1
+            return
+        for one in self.scheduler._admission.running:
+            assert len(one.block_ids) <= window // size + 2
 
     def _fail(self, chunks: Sequence[ScheduledChunk]) -> None:
         """As when the model gives them no finite logits."""
         bad = [chunk.sequence for chunk in chunks]
         theirs = {block_id for one in bad for block_id in one.block_ids}
         others = [one for one in self.scheduler._admission.running if one not in bad]
+        gone = {
+            self.cache.known.get(tuple(one.token_ids[: (index + 1) * self.limits.block_size]))
+            for one in bad
+            for index in range(one.first_block)
+        }
         cleared = self.scheduler.fail(bad)
-        assert sorted(cleared) == sorted(theirs.difference(*(one.block_ids for one in others)))
+        alone = theirs.difference(*(one.block_ids for one in others))
+        if any(one.first_block for one in bad):  # what fell out of their windows is free
+            assert set(cleared) == alone | set(self.pool.blank)
+            self.cache.forget(block_id for block_id in gone if block_id is not None)
+        else:
+            assert sorted(cleared) == sorted(alone)
         self.cache.forget(theirs)
         self.cache.clear(cleared)
         for one in bad:
@@ -208,8 +241,11 @@ class Simulation:
     def _admit(self, sequence: RunningSequence) -> None:
         """What it begins with must be the longest prefix known at this moment."""
         want = self.cache.longest(sequence.token_ids)
-        assert sequence.block_ids[: len(want)] == want
-        start = self.computed[sequence.request_id] = len(want) * self.limits.block_size
+        assert sequence.block_ids[: len(want)] == list(want.values())
+        end = max(want, default=-1) + 1
+        assert sequence.first_block == min(want, default=end)
+        self.num_hits_behind += sequence.first_block > 0
+        start = self.computed[sequence.request_id] = end * self.limits.block_size
         if sequence.request_id not in self.cached:
             self.cached[sequence.request_id] = start
             if self.limits.enable_prefix_caching:
@@ -235,7 +271,7 @@ class Simulation:
                 assert other is sequence or not filled & set(other.block_ids)
         tokens: list[tuple[int, TokenLogprobs | None]] = []
         for chunk in plan.decodes + plan.prefills:
-            read = self.cache.read(chunk.sequence, chunk.start + chunk.num_tokens)
+            read = self.cache.read(chunk.sequence, chunk.start, chunk.start + chunk.num_tokens)
             if chunk.samples:
                 tokens.append((next_token(read, chunk.sequence.request.params.seed), None))
         return tokens
@@ -265,9 +301,16 @@ def chunks_of(plan: StepPlan) -> list[ScheduledChunk]:
 
 
 def make_limits(
-    seqs: int, budget: int, model_len: int, block_size: int, caching: bool
+    seqs: int,
+    budget: int,
+    model_len: int,
+    block_size: int,
+    caching: bool,
+    window: int | None = None,
 ) -> SchedulerLimits:
-    return SchedulerLimits(seqs, budget, model_len, block_size, frozenset({EOS}), caching)
+    return SchedulerLimits(
+        seqs, budget, model_len, block_size, frozenset({EOS}), caching, sliding_window=window
+    )
 
 
 def random_request(

@@ -98,7 +98,8 @@ def test_all_at_once_twice(directory: Path, settings: dict[str, Any]) -> None:
         assert_same(run_engine(engine, requests), want)
         engine.scheduler.check_integrity()
     assert engine.stats().prefix_cache_hits > 0
-    assert (engine.stats().num_preemptions > 0) == ("num_blocks" in settings)
+    windowed = engine.scheduler.limits.sliding_window is not None  # less is enough then
+    assert (engine.stats().num_preemptions > 0) == ("num_blocks" in settings and not windowed)
 
 
 def test_conversations_and_resubmissions_go_on_from_what_is_there(directory: Path) -> None:

@@ -46,7 +46,7 @@ def run_to_end(scheduler: Scheduler, *requests: GenerateRequest) -> list[tuple[s
 def known(scheduler: Scheduler, prompt: Sequence[int]) -> int:
     """How many blocks of a prompt would be found now."""
     sequence = RunningSequence.of(make_request("?", prompt), 0, frozenset(), 64)
-    return len(scheduler.prefixes.find(sequence))
+    return len(scheduler.prefixes.find(sequence).block_ids)
 
 
 def counts(scheduler: Scheduler) -> tuple[int, int]:

@@ -272,7 +272,7 @@ def test_a_batch_lays_out_rows_positions_slots_and_samples() -> None:
     assert batch.positions_T.tolist() == [4, 3, 2, 3, 4, 0]
     assert batch.slots_T.tolist() == [12, 23, 30, 31, 4, 8]
     assert batch.decode_lengths_B.tolist() == [5, 4]
-    assert batch.decode_blocks_BN.tolist() == [[9, 3], [5, 0]]
+    assert batch.decode_blocks_BN.tolist() == [[9, 3], [5, 5]]
     assert [(p.row, p.num_rows, p.start) for p in batch.prefills] == [(2, 3, 2), (5, 1, 0)]
     assert [p.blocks_1N.tolist() for p in batch.prefills] == [[[7, 1]], [[2]]]
     assert batch.sample_rows_C.tolist() == [0, 1, 5]
