@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from actors.errors import BadRequest, NotFound
 from actors.messages import GenerateRequest
-from actors.openai_schema import ChatRequest, CompletionRequest, SamplingFields
+from actors.openai_schema import ChatRequest, CompletionRequest, SamplingFields, Schema
 from actors.serving_state import ServingState
-from model.chat_format import ChatFormatError, ChatMessage, render_instruct
+from model.chat_format import ChatFormatError, ChatMessage
+from model.chat_template import NoChatTemplate
 from model.sampling_params import SamplingParams
 
 COMPLETION_MAX_TOKENS = 16  # of /v1/completions where the client gives none, as OpenAI and vLLM
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 LONG_TEXT_CHARS = 16_384  # longer ones are tokenized off the event loop, which streams to others
 
 
@@ -49,16 +51,20 @@ class CompletionPlan:
 async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
     _check_model(body, state)
+    body = _with_defaults(body, state)
     messages = [
         ChatMessage("system" if m.role == "developer" else m.role, m.content) for m in body.messages
     ]
     num_chars = sum(len(m.content) for m in body.messages)
 
-    def render() -> list[int]:
-        return render_instruct(state.tokenizer, messages)
-
+    render = state.chat_format.render
     try:
-        prompt = await asyncio.to_thread(render) if num_chars > LONG_TEXT_CHARS else render()
+        if num_chars > LONG_TEXT_CHARS:
+            prompt = await asyncio.to_thread(render, messages)
+        else:
+            prompt = render(messages)
+    except NoChatTemplate as error:
+        raise BadRequest(str(error), param="messages", code="no_chat_template") from error
     except ChatFormatError as error:
         raise BadRequest(f"messages: {error}", param="messages") from error
     asked: int | None
@@ -68,13 +74,16 @@ async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
         asked_field, asked = "max_tokens", body.max_tokens
     left = _tokens_left(prompt, "messages", asked, asked_field, state)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    choices = _choices(body, state, [(tuple(prompt), "")], [asked or left], logprobs)
+    limit = asked or min(left, state.defaults.max_new_tokens or left)
+    choices = _choices(body, state, [(tuple(prompt), "")], [limit], logprobs)
     return _plan("chatcmpl-", body, state, choices, len(prompt))
 
 
 async def plan_completion(body: CompletionRequest, state: ServingState) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
     _check_model(body, state)
+    body = _with_defaults(body, state)
+    most = min(COMPLETION_MAX_TOKENS, state.defaults.max_new_tokens or COMPLETION_MAX_TOKENS)
     prompts: list[tuple[tuple[int, ...], str]] = []
     limits: list[int] = []
     for prompt in body.prompt:
@@ -85,7 +94,7 @@ async def plan_completion(body: CompletionRequest, state: ServingState) -> Compl
         if body.echo:
             echo = prompt if isinstance(prompt, str) else state.tokenizer.decode(prompt)
         prompts.append((ids, echo))
-        limits.append(body.max_tokens or min(COMPLETION_MAX_TOKENS, left))
+        limits.append(body.max_tokens or min(most, left))
     choices = _choices(body, state, prompts, limits, body.logprobs)
     return _plan("cmpl-", body, state, choices, sum(len(ids) for ids, _ in prompts))
 
@@ -94,6 +103,16 @@ async def _encode(prompt: str, state: ServingState) -> tuple[int, ...]:
     if len(prompt) <= LONG_TEXT_CHARS:
         return tuple(state.tokenizer.encode(prompt, add_bos=True))
     return tuple(await asyncio.to_thread(state.tokenizer.encode, prompt, add_bos=True))
+
+
+def _with_defaults(body: Schema, state: ServingState) -> Schema:
+    """The body, with the model's own defaults in fields that the client left out."""
+    defaults = {
+        name: getattr(state.defaults, name)
+        for name in _DEFAULTED
+        if name not in body.model_fields_set
+    }
+    return body.model_copy(update=defaults)
 
 
 def _check_model(body: SamplingFields, state: ServingState) -> None:

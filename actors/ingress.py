@@ -14,12 +14,14 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.assignment import MAX_KEYS, Assigner
 from actors.http_api import create_api
+from actors.model_plan import generation_defaults
 from actors.naming import namespace_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
 from configs.schema import WindroseConfig
+from model.chat_template import chat_format
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
@@ -52,9 +54,12 @@ class Ingress:
             asleep_is_ready=config.max_replicas is not None and config.min_replicas == 0,
         )
         self._source = source
+        tokenizer = Tokenizer.from_dir(config.model)
         self._state = ServingState(
             model_name=config.model_name,
-            tokenizer=Tokenizer.from_dir(config.model),
+            tokenizer=tokenizer,
+            chat_format=chat_format(tokenizer, config.model, config.chat_template),
+            defaults=generation_defaults(config),
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             source=source,

@@ -13,6 +13,7 @@ from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.cpu_kernels.binary import load_binary
+from model.generation_config import GenerationDefaults
 from model.kv_size import block_bytes, blocks_in_sight
 
 if TYPE_CHECKING:
@@ -78,16 +79,34 @@ class ModelPlan:
 
 
 def check_checkpoint(config: WindroseConfig) -> ModelConfig:
-    """Read the checkpoint's config and compare every tensor's name and shape with it.
+    """Read the checkpoint's configs and compare every tensor's name and shape with them.
 
     Raises:
-        ValueError: names the directory, or the file and key at fault.
+        ValueError: names the directory, or the file and key at fault, or says that a dense model
+            has no experts for expert actors.
     """
     if not Path(config.model).is_dir():
         raise ValueError(f"{config.model}: no such directory; a checkpoint directory is needed")
-    model = ModelConfig.from_dir(config.model)
+    model = ModelConfig.from_dir(config.model, generation_config=config.generation_config == "auto")
+    if model.is_dense and config.expert_actors:
+        raise ValueError(
+            f"expert_actors is {config.expert_actors}, but {config.model} is a dense model: it has "
+            "no experts, and its layers run whole in the attention actors; use --expert-actors 0"
+        )
+    generation_defaults(config)
     Checkpoint(config.model).verify(model)
     return model
+
+
+def generation_defaults(config: WindroseConfig) -> GenerationDefaults:
+    """What a request gets that does not say otherwise: the checkpoint's, unless told not to.
+
+    Raises:
+        ConfigError: names the file and key at fault.
+    """
+    if config.generation_config == "none":
+        return GenerationDefaults()
+    return GenerationDefaults.from_dir(config.model)
 
 
 def default_threads(num_cores: int, num_ranks: int, *, waits_for_all: bool) -> int:
@@ -107,11 +126,6 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
             the setting.
     """
     model = check_checkpoint(config)
-    if model.is_dense and config.expert_actors:
-        raise ValueError(
-            f"expert_actors is {config.expert_actors}, but {config.model} is a dense model: it has "
-            "no experts, and its layers run whole in the attention actors; use --expert-actors 0"
-        )
     if config.expert_actors > model.num_experts:
         raise ValueError(
             f"expert_actors is {config.expert_actors}, but the model has only "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.errors import Draining, Overloaded
 from actors.request_metrics import RequestMetrics
 from actors.token_source import TokenSource
+from model.chat_template import ChatFormat
+from model.generation_config import GenerationDefaults
 from model.tokenizer import Tokenizer
 
 
@@ -18,6 +20,7 @@ class ServingState:
 
     model_name: str
     tokenizer: Tokenizer
+    chat_format: ChatFormat
     max_model_len: int  # tokens of prompt + answer
     vocab_size: int  # of the model; ids below it may be sent
     source: TokenSource
@@ -26,6 +29,7 @@ class ServingState:
     version: str
     ingress_id: str = ""
     max_queued_requests: int = 1024
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     draining: bool = False
     num_in_flight: int = 0  # sequences accepted and not yet ended
 

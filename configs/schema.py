@@ -17,6 +17,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["none", "int8", "int4"]
 Balance = Literal["off", "advise", "auto"]
 Placement = Literal["pack", "spread"]
+GenerationConfig = Literal["auto", "none"]
+BUILT_IN_FORMATS = ("mixtral-instruct", "mistral-v1")  # of chats: two names of one format
 
 
 def _setting(group: str, description: str, **limits: Any) -> Any:
@@ -45,6 +47,23 @@ class WindroseConfig(BaseModel):
             "round the weights of experts and attention to 8 or 4 bits when they are read",
         ),
     ] = "none"
+    generation_config: Annotated[
+        GenerationConfig,
+        _setting(
+            "model",
+            "auto: a request's defaults and EOS ids are also those of the checkpoint's"
+            " generation_config.json; none: OpenAI's defaults, config.json's EOS",
+        ),
+    ] = "auto"
+    chat_template: Annotated[
+        str | None,
+        _setting(
+            "model",
+            "Jinja file, or mixtral-instruct or mistral-v1 for the built-in format; default: the"
+            " checkpoint's own template",
+            min_length=1,
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
         _setting("model", "longest prompt + answer, tokens; default: the model's", ge=1),

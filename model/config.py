@@ -83,18 +83,18 @@ class ModelConfig(BaseModel):
         return not self.num_experts
 
     @classmethod
-    def from_dir(cls, path: str | Path) -> ModelConfig:
+    def from_dir(cls, path: str | Path, *, generation_config: bool = True) -> ModelConfig:
         """Reads config.json as transformers 4 or 5 writes it, and generation_config.json's EOS ids.
 
-        A config.json without a dtype means float32. The EOS ids are those of config.json, then
-        those that only generation_config.json has.
+        A config.json without a dtype means float32. The EOS ids are those of config.json, then,
+        with `generation_config`, those that only generation_config.json has.
 
         Raises:
             ConfigError: unreadable, neither Mixtral nor Mistral, or a key missing, mistyped or not
                 supported.
         """
         file = Path(path) / "config.json"
-        raw = _read_object(file)
+        raw = read_object(file)
         _refuse_unsupported(file, raw)
         values = dict(raw)
         values["rope_theta"] = _rope_theta(file, raw)
@@ -104,7 +104,7 @@ class ModelConfig(BaseModel):
                 break
         else:
             values["dtype"] = "float32"
-        values["eos_token_id"] = _eos_token_ids(file, raw)
+        values["eos_token_id"] = _eos_token_ids(file, raw, generation_config)
         if raw["model_type"] == _DENSE:
             values |= {"num_local_experts": 0, "num_experts_per_tok": 0}
         elif raw.get("num_local_experts") == 0:
@@ -114,10 +114,11 @@ class ModelConfig(BaseModel):
         try:
             return cls.model_validate(values, by_alias=True, by_name=False)
         except ValidationError as error:
-            raise ConfigError(_first_error(file, error)) from None
+            raise first_error(file, error) from None
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file's object. ConfigError if it cannot be read or is something else."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -175,13 +176,13 @@ def _rope_theta(file: Path, raw: dict[str, Any]) -> Any:
     return theta
 
 
-def _eos_token_ids(file: Path, raw: dict[str, Any]) -> tuple[Any, ...]:
+def _eos_token_ids(file: Path, raw: dict[str, Any], with_generation: bool) -> tuple[Any, ...]:
     """EOS ids of config.json and generation_config.json, each once; an absent key is no id."""
     generation = file.with_name("generation_config.json")
     found: dict[int, None] = {}
     sources = [(file, raw)]
-    if generation.exists():
-        sources.append((generation, _read_object(generation)))
+    if with_generation and generation.exists():
+        sources.append((generation, read_object(generation)))
     for source, values in sources:
         value = values.get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -207,12 +208,13 @@ def _default_head_dim(file: Path, raw: dict[str, Any]) -> Any:
     return hidden // heads
 
 
-def _first_error(file: Path, error: ValidationError) -> str:
+def first_error(file: Path, error: ValidationError) -> ConfigError:
     """One sentence from pydantic's list: file, key, value."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
-        return f"{file}: {first['msg'].removeprefix('Value error, ')}"
+        return ConfigError(f"{file}: {first['msg'].removeprefix('Value error, ')}")
     key = first["loc"][0]
     if first["type"] == "missing":
-        return f"{file}: {key} is missing"
-    return f"{file}: {key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return ConfigError(f"{file}: {key} is missing")
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    return ConfigError(f"{file}: {key} is {first['input']!r}: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -58,8 +59,26 @@ class Tokenizer:
             )
         return cls(processor)
 
-    def encode(self, text: str, *, add_bos: bool) -> list[int]:
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Ids of the control tokens and of <unk>, by their spelling."""
+        return {
+            piece: i
+            for i, piece in enumerate(self._pieces)
+            if self._processor.is_control(i) or self._processor.is_unknown(i)
+        }
+
+    @cached_property
+    def _unprefixed(self) -> SentencePieceProcessor:
+        """The same vocabulary, without a prefix space."""
+        # Protobuf merges what is appended: normalizer_spec (3) { add_dummy_prefix (3): false }.
+        proto = self._processor.serialized_model_proto() + b"\x1a\x02\x18\x00"
+        return SentencePieceProcessor(model_proto=proto)
+
+    def encode(self, text: str, *, add_bos: bool, prefix: bool = True) -> list[int]:
         """Ids of `text` behind SentencePiece's prefix space; [] (or BOS alone) for "".
+
+        Without `prefix` no space is put before it: as in the middle of a text.
 
         Text that spells a special token ("</s>", "<0x0A>") is text: only `add_bos` makes a
         control id. U+2581 comes back as a space. ValueError for half of a surrogate pair.
@@ -70,7 +89,8 @@ class Tokenizer:
             raise ValueError(
                 f"text is not valid Unicode: lone surrogate at character {error.start}"
             ) from error
-        ids: list[int] = self._processor.encode(text)
+        processor = self._processor if prefix else self._unprefixed
+        ids: list[int] = processor.encode(text)
         return [self.bos_id, *ids] if add_bos else ids
 
     def decode(self, ids: Sequence[int]) -> str:

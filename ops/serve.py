@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from cluster.local_ray import LocalRay, join_cluster
 from cluster.placement import cpus_needed, room_to_grow
-from configs.schema import WindroseConfig
+from configs.schema import BUILT_IN_FORMATS, WindroseConfig
 
 if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
     from cluster.launch import Starting
@@ -40,12 +40,15 @@ def serve(config: WindroseConfig) -> int:
     console = Console(stderr=True)
     # Actors may have another working directory than this process.
     config = config.model_copy(update={"model": str(Path(config.model).resolve())})
+    if config.chat_template is not None and config.chat_template not in BUILT_IN_FORMATS:
+        template = str(Path(config.chat_template).resolve())
+        config = config.model_copy(update={"chat_template": template})
     address = os.environ.get("RAY_ADDRESS")
     if not address and not _port_is_free(config):
         console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
         return 1
     try:
-        model = _check(config)
+        model, chats = _check(config)
     except ValueError as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -63,7 +66,7 @@ def serve(config: WindroseConfig) -> int:
             own.start()
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
-        return _run(config, console, signals, ends_s, own_cluster=own is not None)
+        return _run(config, console, signals, ends_s, own_cluster=own is not None, chats=chats)
     except _Stop:
         return 0
     except ConnectionError as error:
@@ -82,6 +85,7 @@ def _run(
     ends_s: Mapping[str, float],
     *,
     own_cluster: bool,
+    chats: bool,
 ) -> int:
     """`ends_s`: when the phases of the start before it ended."""
     # Imported only now: Ray Serve reads its settings from the environment at import.
@@ -100,7 +104,7 @@ def _run(
         deployed_s = time.time()
         started = _show_start(config, device, console, can_grow=not own_cluster)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
-        _announce(config, launch.local_url(config))
+        _announce(config, launch.local_url(config), chats=chats)
         signals.wait()
     except (ValueError, TimeoutError, RayError, launch.DeployError, NoRoom) as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -133,14 +137,18 @@ def _drain(config: WindroseConfig, console: Console) -> None:
         console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
 
 
-def _check(config: WindroseConfig) -> ModelConfig:
-    """Refuse a checkpoint that cannot be served before anything is started; returns its config."""
+def _check(config: WindroseConfig) -> tuple[ModelConfig, bool]:
+    """Refuse what cannot be served before anything is started.
+
+    Returns the checkpoint's config and whether it has a chat format.
+    """
     from actors.model_plan import check_checkpoint
+    from model.chat_template import NoFormat, chat_format
     from model.tokenizer import Tokenizer
 
     model = check_checkpoint(config)
-    Tokenizer.from_dir(config.model)
-    return model
+    chat = chat_format(Tokenizer.from_dir(config.model), config.model, config.chat_template)
+    return model, not isinstance(chat, NoFormat)
 
 
 def _port_is_free(config: WindroseConfig) -> bool:
@@ -196,14 +204,15 @@ def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:
     return phases_line(phases(psutil.Process().create_time(), {**ends_s, **later_s}))
 
 
-def _announce(config: WindroseConfig, url: str) -> None:
-    body = {
-        "model": config.model_name,
-        "messages": [{"role": "user", "content": "What is Windrose?"}],
-        "max_tokens": 60,
-    }
+def _announce(config: WindroseConfig, url: str, *, chats: bool) -> None:
+    body: dict[str, object] = {"model": config.model_name, "max_tokens": 60}
+    path = "/v1/chat/completions"
+    if chats:
+        body["messages"] = [{"role": "user", "content": "What is Windrose?"}]
+    else:
+        path, body["prompt"] = "/v1/completions", "A wind rose is"
     call = (
-        f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"curl -s {url}{path} -H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"
     )
     print(f"Windrose serves {config.model_name} at {url}\nTry:  {call}", flush=True)

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from ops.demo_corpus.tokenizer_files import CHAT_TEMPLATE
+
 PUBLISHED_TOKENIZER = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 PUBLISHED_VOCAB = 32000
 SMALLEST_TOKENIZER_VOCAB = 320  # three control pieces, 256 bytes, and some to spell with
@@ -112,7 +114,12 @@ def write_shards(directory: Path, tensors: dict[str, torch.Tensor], shards: int)
 
 
 def write_tokenizer(directory: Path, vocab: int) -> None:
-    """Writes a tokenizer.model of exactly `vocab` pieces, with byte fallback; bos is 1, eos 2."""
+    """Writes a tokenizer.model of exactly `vocab` pieces, with byte fallback; bos is 1, eos 2.
+
+    Its tokenizer_config.json has the chat template of the demo, the Instruct format.
+    """
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     target = directory / "tokenizer.model"
     if vocab == PUBLISHED_VOCAB:
         shutil.copyfile(PUBLISHED_TOKENIZER, target)

@@ -24,6 +24,7 @@ from actors.messages import GenerateRequest, TokenEvent
 from actors.placement_messages import ChangeReport, PlacementChange
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
+from model.chat_template import InstructFormat
 from model.tokenizer import Tokenizer
 
 MODEL = "mixtral-test"
@@ -113,6 +114,7 @@ def make_state(script: Script | None = None, **changes: Any) -> ServingState:
     fields: dict[str, Any] = {
         "model_name": MODEL,
         "tokenizer": tokenizer(),
+        "chat_format": InstructFormat(tokenizer()),
         "max_model_len": MAX_MODEL_LEN,
         "vocab_size": 32000,
         "source": FakeSource(script or says("Hello there")),

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from actors.engine_build import all_experts, build_engine, colocated_engine
-from actors.model_plan import ModelPlan, default_threads, plan_model
-from configs.schema import WindroseConfig
+from actors.model_plan import ModelPlan, default_threads, generation_defaults, plan_model
+from configs.schema import GenerationConfig, WindroseConfig
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint
 from model.dispatch import LocalDispatcher
 from model.experts import ExpertShard
+from model.generation_config import GenerationDefaults
 from model.loading import load_decoder, load_experts
 from model.placement import split_evenly
 from model.weights import attention_keys
@@ -25,6 +26,7 @@ from tests.checkpoints import make_checkpoint
 CPU = torch.device("cpu")
 # 2 layers x (keys, values) x 2 heads x 16 x 4 bytes: 512 bytes a token in float32.
 TOKEN_BYTES = 512
+CONFIGS: tuple[GenerationConfig, ...] = ("auto", "none")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,31 @@ def test_what_cannot_be_served_is_refused_by_name(
         plan_of(directory, **settings)
     for part in named:
         assert part in str(refusal.value)
+
+
+def test_generation_config_gives_defaults_and_eos_unless_told_not_to(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, vocab=300, eos=2)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 9], "top_p": 0.9}')
+    auto, none = (WindroseConfig(model=str(tmp_path), generation_config=x) for x in CONFIGS)
+    assert set(plan_model(auto, "cpu").limits.eos_token_ids) == {2, 9}
+    assert set(plan_model(none, "cpu").limits.eos_token_ids) == {2}
+    assert generation_defaults(auto) == GenerationDefaults(top_p=0.9)
+    assert generation_defaults(none) == GenerationDefaults()
+    (tmp_path / "generation_config.json").write_text('{"top_p": 9}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 9"):
+        plan_model(auto, "cpu")
+    plan_model(none, "cpu")
+
+
+def test_with_a_sliding_window_the_cache_need_hold_no_more_than_it(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path, vocab=300, max_positions=1000, sliding_window=32)
+    # Blocks of 16: two, and one more where a window begins and ends within blocks.
+    for blocks, longest in ((3, 1000), (2, 32)):
+        plan = plan_of(directory, kv_cache_memory_bytes=blocks * 16 * TOKEN_BYTES)
+        assert (plan.limits.max_model_len, plan.num_blocks(CPU)) == (longest, blocks)
+    plan = plan_of(directory, max_num_seqs=2, max_num_batched_tokens=100)
+    assert plan.limits.sliding_window == 32
+    assert plan.num_blocks(CPU) == 2 * ((32 + 100 - 1 - 2) // 16 + 2)  # each with a chunk
 
 
 def test_a_dense_model_has_no_experts_to_set_apart(tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ def test_eos_ids_of_both_files_are_joined_in_order(
 ) -> None:
     write(tmp_path, changed(V5, {"eos_token_id": eos}), generation)
     assert ModelConfig.from_dir(tmp_path).eos_token_ids == expected
+    own = eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else []
+    alone = ModelConfig.from_dir(tmp_path, generation_config=False)
+    assert alone.eos_token_ids == tuple(own)
 
 
 @pytest.mark.parametrize("changes", [{"dtype": ABSENT}, {"dtype": None}], ids=str)

@@ -17,6 +17,8 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "served_model_name": ("--served-model-name", "mixtral", "mixtral"),
     "dtype": ("--dtype", "bfloat16", "bfloat16"),
     "quantization": ("--quantization", "int4", "int4"),
+    "generation_config": ("--generation-config", "none", "none"),
+    "chat_template": ("--chat-template", "mistral-v1", "mistral-v1"),
     "max_model_len": ("--max-model-len", "4096", 4096),
     "attention_actors": ("--attention-actors", "2", 2),
     "expert_actors": ("--expert-actors", "3", 3),
