@@ -44,7 +44,7 @@ fi
 
 case "$WINDROSE_WEIGHTS" in
     s3://*) command -v aws > /dev/null || "$venv/bin/python" -m pip install 'awscli>=1.40,<2' ;;
-    hf://*) command -v hf > /dev/null || "$venv/bin/python" -m pip install 'huggingface_hub>=1,<2' ;;
+    hf://*) command -v hf > /dev/null || "$venv/bin/python" -m pip install 'huggingface_hub>=1,<3' ;;
 esac
 sudo install -d -o "$(id -un)" "$(dirname "$WINDROSE_MODEL_DIR")"
-"$here/fetch_weights.sh" "$WINDROSE_WEIGHTS" "$WINDROSE_MODEL_DIR"
+bash "$here/fetch_weights.sh" "$WINDROSE_WEIGHTS" "$WINDROSE_MODEL_DIR"
