@@ -12,7 +12,7 @@ import torch
 
 from model.dispatch import Dispatcher
 from model.expert_load import ExpertLoad
-from model.experts import Expert
+from model.experts import Expert, PackedExpert
 from model.gate import Gate
 from model.role_times import RoleTimes
 
@@ -67,7 +67,7 @@ class MixtureOfExperts:
 class DenseFeedForward:
     """A layer's one block, which all rows go through: the same SwiGLU as an expert's, no gate."""
 
-    def __init__(self, blocks: Sequence[Expert]) -> None:
+    def __init__(self, blocks: Sequence[Expert | PackedExpert]) -> None:
         self._blocks = blocks
         self.times = RoleTimes()  # nothing travels, nobody is waited for
 

@@ -88,7 +88,7 @@ def load_decoder(
         )
         if config.is_dense:
             gate, up, down = dense_keys(layer)
-            dense_blocks.append(Expert(read(gate), read(up), read(down), bits=bits))
+            dense_blocks.append(make_expert(read(gate), read(up), read(down), bits=bits))
         else:
             gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
