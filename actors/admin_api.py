@@ -13,7 +13,7 @@ from contextvars import Context
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,8 @@ from actors.serving_state import ServingState
 ANSWERS: dict[int | str, dict[str, Any]] = {
     HTTPStatus.OK: {"description": "What each pipeline did; the change is in force"},
     HTTPStatus.BAD_REQUEST: {"description": "A parameter is wrong: the error names it"},
+    HTTPStatus.UNAUTHORIZED: {"description": "The admin key is missing or wrong"},
+    HTTPStatus.FORBIDDEN: {"description": "Needs the admin key, or the server to have one"},
     HTTPStatus.CONFLICT: {"description": "Not now, say because of another change: try again later"},
     HTTPStatus.SERVICE_UNAVAILABLE: {"description": "No pipeline serves, or it shuts down"},
 }
@@ -133,6 +135,7 @@ def add_admin_routes(app: FastAPI) -> None:
             f"/v1/experts/{name}",
             _endpoint(schema),
             methods=["POST"],
+            dependencies=[Depends(need_admin_key)],
             name=f"{name}_experts",
             description=schema.__doc__,
             responses=ANSWERS,
@@ -143,6 +146,12 @@ def add_admin_routes(app: FastAPI) -> None:
                 }
             },
         )
+
+
+async def need_admin_key(request: Request) -> None:
+    """Of every route that changes placement. Raises Unauthorized or Forbidden."""
+    state: ServingState = request.app.state.serving
+    state.doors.let_change(request.headers.get("authorization"))
 
 
 def reports_json(reports: Iterable[ChangeReport]) -> dict[str, object]:
@@ -171,7 +180,7 @@ def _endpoint(schema: type[ChangeBody]) -> Callable[[Request], Awaitable[Respons
     async def endpoint(request: Request) -> Response:
         state: ServingState = request.app.state.serving
         try:
-            content = await read_body(request)
+            content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE_STATUS)
         # However full the server is, it may change: that may be what makes it less full.

@@ -2,7 +2,10 @@
 
     ApiError                    status  type                   default code
     |- BadRequest               400     invalid_request_error
-    |  `- BodyTooLarge          413                            request_too_large
+    |  |- BodyTooLarge          413                            request_too_large
+    |  `- BodyTimeout           408                            request_timeout
+    |- Unauthorized             401     invalid_request_error  invalid_api_key
+    |- Forbidden                403     permission_error       forbidden
     |- NotFound                 404     invalid_request_error
     |- MethodNotAllowed         405     invalid_request_error  method_not_allowed
     |- Conflict                 409     conflict_error         conflict
@@ -83,6 +86,34 @@ class BodyTooLarge(BadRequest):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     default_code = "request_too_large"
     closes_connection = True
+
+
+class BodyTimeout(BadRequest):
+    """The client takes too long to send the request's body, and may still be at it."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    default_code = "request_timeout"
+    closes_connection = True
+
+
+class Unauthorized(ApiError):
+    """No key, or none that opens this; the text never repeats what was sent."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Those of every error, and how to do better."""
+        return super().headers() | {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ApiError):
+    """Whoever asks is known or need not be, and may not do this."""
+
+    status = HTTPStatus.FORBIDDEN
+    type = "permission_error"
+    default_code = "forbidden"
 
 
 class NotFound(ApiError):

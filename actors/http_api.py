@@ -8,9 +8,10 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -58,6 +59,7 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
     """
     app = HttpApi(title="Windrose", version=state.version, redirect_slashes=False)
     app.state.serving = state
+    guarded = [Depends(need_api_key)]
     for path, endpoint, schema in (
         ("/v1/chat/completions", chat_completions, ChatRequest),
         ("/v1/completions", completions, CompletionRequest),
@@ -67,13 +69,14 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
             path,
             endpoint,
             methods=["POST"],
+            dependencies=guarded,
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": body}}
             },
         )
-    app.add_api_route("/v1/models", list_models)
-    app.add_api_route("/v1/models/{model_id:path}", retrieve_model)
-    app.add_api_route("/v1/experts", experts)
+    app.add_api_route("/v1/models", list_models, dependencies=guarded)
+    app.add_api_route("/v1/models/{model_id:path}", retrieve_model, dependencies=guarded)
+    app.add_api_route("/v1/experts", experts, dependencies=guarded)
     add_admin_routes(app)
     app.add_api_route("/health", health)
     app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
@@ -83,9 +86,23 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(Exception, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    if state.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=state.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     if request_id_header:
         app.add_middleware(RequestIdHeader)
     return app
+
+
+async def need_api_key(request: Request) -> None:
+    """Of every route below /v1 but those that change placement. Raises Unauthorized."""
+    caller = _state(request).doors.let_in(request.headers.get("authorization"))
+    request.state.caller = caller
 
 
 async def chat_completions(request: Request) -> Response:
@@ -111,7 +128,7 @@ async def _complete(
         state.metrics.refused(error.status)
 
     try:
-        content = await read_body(request)
+        content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
         state.refuse_if_full()  # before parsing and tokenizing, which cost more than reading
         body = parse_request(content, schema)
         plan = await make_plan(body, state)

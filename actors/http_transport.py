@@ -17,9 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.errors import ApiError, BodyTooLarge, InternalError
+from actors.errors import ApiError, BodyTimeout, BodyTooLarge, InternalError
 
-MAX_BODY_BYTES = 4 * 2**20
 # A client that is still sending when the connection closes may never see the answer. So a body
 # that is too large is read to its end, and dropped, unless it is absurd.
 MAX_DISCARDED_BYTES = 64 * 2**20
@@ -30,27 +29,36 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-async def read_body(request: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(request: Request, max_bytes: int, timeout_s: float | None = None) -> bytes:
     """The whole body, never holding more than `max_bytes` and one network read.
 
-    Raises BodyTooLarge, at once where the client waits for leave to send, and ClientDisconnect.
+    Raises BodyTooLarge, at once where the client waits for leave to send, BodyTimeout where it
+    is not there in time, and ClientDisconnect.
     """
-    too_large = BodyTooLarge(f"the request body is over the limit of {max_bytes} bytes")
+    too_large = BodyTooLarge(
+        f"the request body is over the limit of {max_bytes} bytes (--max-request-bytes)"
+    )
+    most_read = max(max_bytes, MAX_DISCARDED_BYTES)
     declared = request.headers.get("content-length", "")
     length = int(declared) if declared.isdecimal() else 0
-    if length > MAX_DISCARDED_BYTES or (length > max_bytes and "expect" in request.headers):
+    if length > most_read or (length > max_bytes and "expect" in request.headers):
         raise too_large
     body = bytearray()
     received = 0
-    async with aclosing(request.stream()) as chunks:
-        async for chunk in chunks:
-            received += len(chunk)
-            if received <= max_bytes:
-                body += chunk
-            elif received > MAX_DISCARDED_BYTES:
-                break
-            else:
-                body.clear()
+    try:
+        async with asyncio.timeout(timeout_s), aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                received += len(chunk)
+                if received <= max_bytes:
+                    body += chunk
+                elif received > most_read:
+                    break
+                else:
+                    body.clear()
+    except TimeoutError as error:
+        raise BodyTimeout(
+            f"the request body was not there within {timeout_s:g} s (--body-timeout)"
+        ) from error
     if received > max_bytes:
         raise too_large
     return bytes(body)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from actors.assignment import MAX_KEYS, Assigner
+from actors.doors import Doors, KeyDigests, is_loopback
 from actors.http_api import create_api
 from actors.model_plan import generation_defaults
 from actors.naming import namespace_of
@@ -31,6 +33,14 @@ _DRAIN_POLL_S = 0.05
 _LAST_BYTES_S = 0.25
 
 
+def _bound_host() -> str | None:
+    """What Serve's proxy binds: of a Serve file the config knows only the `args`, not the host."""
+    client = _get_global_client()
+    assert client is not None, "a replica has a controller"
+    host: str | None = client.http_config.host
+    return host
+
+
 @serve.ingress()
 class Ingress:
     """What one HTTP replica holds; Serve asks it for the app once it is constructed."""
@@ -41,6 +51,7 @@ class Ingress:
         router: DeploymentHandle[Router],
         max_model_len: int,
         vocab_size: int,
+        keys: KeyDigests,
     ) -> None:
         context = serve.get_replica_context()
         ingress_id = uuid.uuid4().hex
@@ -67,6 +78,10 @@ class Ingress:
             started_s=int(time.time()),
             version=version("windrose"),
             ingress_id=ingress_id,
+            doors=Doors(keys, beyond_loopback=not is_loopback(_bound_host())),
+            allowed_origins=config.allowed_origins,
+            max_request_bytes=config.max_request_bytes,
+            body_timeout_s=config.body_timeout_s,
             max_queued_requests=config.max_queued_requests,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from actors.doors import Doors
 from actors.errors import Draining, Overloaded
 from actors.request_metrics import RequestMetrics
 from actors.token_source import TokenSource
@@ -28,6 +29,10 @@ class ServingState:
     started_s: int  # Unix time
     version: str
     ingress_id: str = ""
+    doors: Doors = field(default_factory=Doors)
+    allowed_origins: tuple[str, ...] = ()
+    max_request_bytes: int = 4 * 2**20
+    body_timeout_s: float = 60.0
     max_queued_requests: int = 1024
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     draining: bool = False

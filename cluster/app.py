@@ -7,6 +7,7 @@
 # `args` of a Serve file into a WindroseConfig, and must find the class, not its name.
 
 import logging
+import os
 import warnings
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.deployment import Application
 
+from actors.api_keys import read_keys, without_keys
 from actors.ingress import Ingress
 from actors.model_plan import plan_model
 from actors.request_router import ByPipeline
@@ -70,6 +72,9 @@ def assemble(args: WindroseConfig, device: str) -> Application:
     Raises:
         ValueError: the checkpoint or the settings are at fault.
     """
+    # Ray keeps what deployments are made of: it gets the digests of keys and not the keys.
+    keys = read_keys(args, os.environ)
+    args = without_keys(args)
     plan = plan_model(args, device)
     bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
     cpus = args.most_replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
@@ -98,7 +103,7 @@ def assemble(args: WindroseConfig, device: str) -> Application:
         max_surge_percent=100,
     )(Ingress)
     return ingress.bind(
-        args, router.bind(args, device), plan.limits.max_model_len, plan.model.vocab_size
+        args, router.bind(args, device), plan.limits.max_model_len, plan.model.vocab_size, keys
     )
 
 

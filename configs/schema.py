@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -29,7 +36,10 @@ def _setting(group: str, description: str, **limits: Any) -> Any:
 class WindroseConfig(BaseModel):
     """One deployment: which model, on which actors, within which limits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # An error names the setting and not its value, which may be a key.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     model: Annotated[str, _setting("model", "directory of a Hugging Face checkpoint", min_length=1)]
     served_model_name: Annotated[
@@ -226,6 +236,38 @@ class WindroseConfig(BaseModel):
     max_queued_requests: Annotated[
         int, _setting("HTTP", "requests one ingress holds before it answers 429", ge=1)
     ] = 1024
+    max_request_bytes: Annotated[
+        int, _setting("HTTP", "longest body of a request; more is answered with 413", ge=1)
+    ] = 4 * 2**20
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        _setting(
+            "HTTP",
+            "web page's origin whose scripts may read answers (CORS), or *; again for more",
+        ),
+    ] = ()
+    api_key: Annotated[
+        tuple[SecretStr, ...],
+        _setting(
+            "doors",
+            "key that requests to /v1 need; again for more. Others see it in `ps`, and in what Ray"
+            " shows of a Serve file: the file below or WINDROSE_API_KEY keep it to themselves",
+        ),
+    ] = ()
+    api_key_file: Annotated[
+        str | None, _setting("doors", "file of such keys, one a line", min_length=1)
+    ] = None
+    admin_api_key: Annotated[
+        tuple[SecretStr, ...],
+        _setting(
+            "doors",
+            "key that POST /v1/experts/... needs instead, again for more; or"
+            " WINDROSE_ADMIN_API_KEY. Without one these routes refuse where --host is not loopback",
+        ),
+    ] = ()
+    admin_api_key_file: Annotated[
+        str | None, _setting("doors", "file of such keys, one a line", min_length=1)
+    ] = None
     device: Annotated[
         Device, _setting("CPU and GPU", "auto: cuda where there is one, else cpu")
     ] = "auto"
@@ -247,6 +289,10 @@ class WindroseConfig(BaseModel):
         float,
         _setting("timeouts", "seconds an actor waits for another's message in a step", gt=0),
     ] = 10.0
+    body_timeout_s: Annotated[
+        float,
+        _setting("timeouts", "seconds a client gets to send a request's body before a 408", gt=0),
+    ] = 60.0
     pipeline_wait_s: Annotated[
         float,
         _setting("timeouts", "seconds a request waits for a pipeline before a 503", gt=0),
@@ -255,6 +301,11 @@ class WindroseConfig(BaseModel):
         float,
         _setting("timeouts", "seconds a pipeline gets to place, load and warm up", gt=0),
     ] = 1800.0
+
+    @field_validator("allowed_origins", "api_key", "admin_api_key", mode="before")
+    @classmethod
+    def _one_is_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("*", mode="before")
     @classmethod

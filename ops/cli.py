@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
-from ops.server_url import add_url
+from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as shells show SIGINT
@@ -119,6 +119,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "talk to a running server", _CHAT_EXAMPLES)
     add_url(chat)
+    add_api_key(chat)
     chat.add_argument("--model", metavar="NAME", help="default: the one the server has")
     chat.add_argument("--system", metavar="TEXT", help="how the model is to answer")
     chat.add_argument(
@@ -134,6 +135,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         EXPERTS_EXAMPLES,
     )
     add_url(experts)
+    add_api_key(experts)
     add_experts_arguments(experts, _change, argv)
 
     command("version", _print_version, "print the version")
@@ -165,7 +167,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     settings = ChatSettings(args.model, args.system, args.temperature, args.max_tokens)
     try:
-        with connect(args.url) as client:
+        with connect(args.url, api_key_of(args.api_key, os.environ)) as client:
             if args.prompt:
                 return ask(client, settings, " ".join(args.prompt))
             return converse(client, settings)
@@ -178,7 +180,8 @@ def _experts(args: argparse.Namespace) -> int:
     from ops.experts import show_experts
 
     try:
-        return show_experts(args.url, layer=args.layer, as_json=args.json)
+        api_key = api_key_of(args.api_key, os.environ)
+        return show_experts(args.url, api_key, layer=args.layer, as_json=args.json)
     except ServerError as error:
         return _failed("experts", error)
     except ValueError as error:
@@ -192,7 +195,9 @@ def _change(args: argparse.Namespace) -> int:
     if args.layer is not None:
         args.parser.error(f"--layer before {args.change} has no meaning")
     try:
-        return change_placement(args.url, args.change, change_body(args), as_json=args.json)
+        api_key = admin_api_key_of(args.admin_api_key, args.api_key, os.environ)
+        body = change_body(args)
+        return change_placement(args.url, api_key, args.change, body, as_json=args.json)
     except ServerError as error:
         return _failed(f"experts {args.change}", error)
 

@@ -22,16 +22,30 @@ class ServerError(Exception):
 
 
 @contextmanager
-def connect(url: str) -> Iterator[httpx.Client]:
+def connect(url: str, api_key: str | None = None) -> Iterator[httpx.Client]:
     """A client of the server whose root is `url`; failures inside become ServerError."""
+    headers = key_header(api_key)
     # This machine is reached directly, whatever proxy the environment names.
     here = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
     timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
     try:
-        with httpx.Client(base_url=url, timeout=timeout, mounts=here) as client:
+        with httpx.Client(base_url=url, timeout=timeout, mounts=here, headers=headers) as client:
             yield client
     except httpx.InvalidURL as error:
         raise ServerError(f"{url} is no URL: {error}") from error
+
+
+def key_header(api_key: str | None) -> dict[str, str]:
+    """The header that carries a key.
+
+    Raises:
+        ServerError: it cannot be sent in one; the text does not repeat it.
+    """
+    if api_key is None:
+        return {}
+    if not all("!" <= char <= "~" for char in api_key):
+        raise ServerError("the API key has what is not printable ASCII")
+    return {"authorization": f"Bearer {api_key}"}
 
 
 def get_json(client: httpx.Client, path: str) -> Any:

@@ -67,14 +67,14 @@ def expert_lines(body: ExpertsBody, layer: int | None) -> list[ExpertLine]:
     ]
 
 
-def show_experts(url: str, *, layer: int | None, as_json: bool) -> int:
+def show_experts(url: str, api_key: str | None, *, layer: int | None, as_json: bool) -> int:
     """Print the tables, or the body as it came; returns the exit status.
 
     Raises:
         ServerError: the server does not answer, or not as Windrose.
         ValueError: the model has no such layer.
     """
-    with connect(url) as client:
+    with connect(url, api_key) as client:
         answer = get_json(client, "/v1/experts")
     if as_json:
         print(json.dumps(answer, indent=2))

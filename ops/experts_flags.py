@@ -12,7 +12,7 @@ from argparse import (
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ops.server_url import add_url
+from ops.server_url import add_admin_api_key, add_api_key, add_url
 
 EXPERTS_EXAMPLES = """\
 A token counts for each of the experts its gate chose, in every layer. Balancedness is mean over
@@ -87,7 +87,9 @@ def add_experts_arguments(
     # With a place for a change, `experts --lay 1` would be told that "1" is none, not of --lay.
     if argv[1:2] and argv[1].startswith("-") and not {"-h", "--help", *CHANGES} & set(argv):
         return
-    experts.usage = "%(prog)s [--url URL] [--layer L | --json]\n       %(prog)s CHANGE ..."
+    experts.usage = (
+        "%(prog)s [--url URL] [--api-key KEY] [--layer L | --json]\n       %(prog)s CHANGE ..."
+    )
     changes = experts.add_subparsers(title="changes", metavar="CHANGE", prog=experts.prog)
 
     def add(name: str, about: str, description: str, examples: str) -> ArgumentParser:
@@ -157,6 +159,8 @@ def _add_rank(parser: ArgumentParser, name: str, about: str) -> None:
 
 def _add_output(parser: ArgumentParser) -> None:
     add_url(parser, inherited=True)
+    add_api_key(parser, inherited=True)
+    add_admin_api_key(parser)
     parser.add_argument(
         "--json", action="store_true", default=SUPPRESS, help="what the server answers, as it is"
     )

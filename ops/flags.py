@@ -12,7 +12,7 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -47,6 +47,7 @@ def add_serve_flags(parser: ArgumentParser) -> None:
             *flags_of(name),
             dest=name,
             default=SUPPRESS,
+            action="append" if _is_list(field) else "store",
             choices=_choices(field),
             metavar=_metavar(name, field),
             help=_help(field),
@@ -89,7 +90,8 @@ def _fault(details: ErrorDetails, given: Mapping[str, Any], file: str | None) ->
         return f"{file}: unknown key {name}{hint}"
     reason = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     where = _shown(name) if name in given else f"{file}: {name}"
-    return f"{where} {details['input']!r}: {reason}"
+    shown = "" if SecretStr in _types(WindroseConfig.model_fields[name]) else repr(details["input"])
+    return f"{where} {shown}".rstrip() + f": {reason}"
 
 
 def _shown(name: str) -> str:
@@ -112,10 +114,17 @@ def _metavar(name: str, field: FieldInfo) -> str | None:
         return None
     if name.endswith(_UNIT):
         return "SECONDS"
-    types = {field.annotation, *get_args(field.annotation)}
-    return "N" if types & {int, float} else "TEXT"
+    return "N" if _types(field) & {int, float} else "TEXT"
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is tuple
+
+
+def _types(field: FieldInfo) -> set[object]:
+    return {field.annotation, *get_args(field.annotation)}
 
 
 def _help(field: FieldInfo) -> str:
     text = str(field.description).replace("%", "%%")
-    return text if field.default is None else f"{text} (default: {field.default})"
+    return text if field.default in (None, ()) else f"{text} (default: {field.default})"

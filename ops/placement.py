@@ -41,14 +41,16 @@ class ChangeAnswer(BaseModel):
     pipelines: list[PipelineLine]
 
 
-def change_placement(url: str, name: str, body: Mapping[str, Any], *, as_json: bool) -> int:
+def change_placement(
+    url: str, api_key: str | None, name: str, body: Mapping[str, Any], *, as_json: bool
+) -> int:
     """Ask for the change `name`, wait until it is in force, print it; returns the exit status.
 
     Raises:
         ServerError: the server does not answer, refuses, or is not Windrose.
     """
     path = f"/v1/experts/{name}"
-    with connect(url) as client:
+    with connect(url, api_key) as client:
         answer = post_change(client, path, body)
     if as_json:
         print(json.dumps(answer, indent=2))

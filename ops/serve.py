@@ -142,10 +142,12 @@ def _check(config: WindroseConfig) -> tuple[ModelConfig, bool]:
 
     Returns the checkpoint's config and whether it has a chat format.
     """
+    from actors.api_keys import read_keys
     from actors.model_plan import check_checkpoint
     from model.chat_template import NoFormat, chat_format
     from model.tokenizer import Tokenizer
 
+    read_keys(config, os.environ)
     model = check_checkpoint(config)
     chat = chat_format(Tokenizer.from_dir(config.model), config.model, config.chat_template)
     return model, not isinstance(chat, NoFormat)

@@ -16,6 +16,7 @@ from time import perf_counter, sleep
 import httpx
 import psutil
 
+from configs.environment import ADMIN_API_KEY, API_KEY
 from ops.client import ServerError
 
 START_TIMEOUT_S = 900.0  # a large checkpoint from a slow disk
@@ -25,6 +26,8 @@ _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 1.0
 _STDERR_FD = 2
 _LINES_KEPT = 1000
+# A server for one run has a cluster of its own and opens to who started it.
+_NOT_PASSED = ("RAY_ADDRESS", API_KEY, ADMIN_API_KEY)
 _MARK = "WINDROSE_SERVER_RUN"  # in the environment of everything the server starts
 
 
@@ -63,7 +66,7 @@ class ServerProcess:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self._mark = uuid.uuid4().hex
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        environment = {key: value for key, value in os.environ.items() if key not in _NOT_PASSED}
         self.started_s = perf_counter()
         self._process = subprocess.Popen(
             command,

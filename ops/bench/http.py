@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ops.bench.burst import Burst
@@ -30,6 +30,7 @@ class HttpBench:
     url: str
     model: str | None
     workload: Workload
+    api_key: str | None = field(default=None, repr=False)
 
 
 def bench_http(bench: HttpBench) -> Report:
@@ -41,7 +42,7 @@ def bench_http(bench: HttpBench) -> Report:
         ValueError: the URL is none.
         ServerError: there is no server, or it does not answer a first request.
     """
-    target = target_of(bench.url, bench.model)
+    target = target_of(bench.url, bench.model, bench.api_key)
     refuse_if_it_cannot(target, bench.workload)
     results = [_measure(target, streams, bench.workload) for streams in bench.workload.streams]
     config = {"url": bench.url, "model": target.model, **asdict(bench.workload)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 
 from ops.bench.arguments import (
@@ -17,6 +18,7 @@ from ops.bench.arguments import (
 )
 from ops.bench.report import Report
 from ops.bench.workload import Traffic, Workload
+from ops.server_url import add_api_key, api_key_of
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _ROUNDS = 3
@@ -60,6 +62,7 @@ def add(benches: Benches) -> None:
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
+    add_api_key(parser)
     parser.add_argument("--model", metavar="NAME", help="default: the one the server has")
     parser.add_argument(
         "--vocab-size",
@@ -80,7 +83,7 @@ def _http(args: argparse.Namespace) -> Report:
     from ops.bench.http import HttpBench, bench_http
 
     workload = workload_of(args, args.vocab_size, _seed(args))
-    return bench_http(HttpBench(args.bench, args.url, args.model, workload))
+    return bench_http(HttpBench(args.bench, args.url, args.model, workload, _key(args)))
 
 
 def _serve(args: argparse.Namespace) -> Report:
@@ -99,7 +102,7 @@ def _serve(args: argparse.Namespace) -> Report:
             vocab_size=traffic.vocab_size,
             seed=traffic.seed,
         )
-        return bench_http(HttpBench(args.bench, args.url, args.model, workload))
+        return bench_http(HttpBench(args.bench, args.url, args.model, workload, _key(args)))
     if args.rounds is not None:
         raise ValueError("--rounds: only bursts have rounds; see --requests")
     held = "concurrency" if args.concurrency else "rate"
@@ -111,8 +114,13 @@ def _serve(args: argparse.Namespace) -> Report:
             held="concurrency" if args.concurrency else "rate",
             levels=args.concurrency or args.rate,
             requests=args.requests or _REQUESTS[held],
+            api_key=_key(args),
         )
     )
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    return api_key_of(args.api_key, os.environ)
 
 
 def _seed(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from time import perf_counter
 from typing import Any, Literal
@@ -43,6 +43,7 @@ class LoadBench:
     held: Literal["concurrency", "rate"]
     levels: tuple[float, ...]
     requests: int
+    api_key: str | None = field(default=None, repr=False)
 
 
 def bench_load(bench: LoadBench) -> Report:
@@ -52,7 +53,7 @@ def bench_load(bench: LoadBench) -> Report:
         ValueError: the URL is none.
         ServerError: there is no server, or it does not answer a first request.
     """
-    target = target_of(bench.url, bench.model)
+    target = target_of(bench.url, bench.model, bench.api_key)
     refuse_if_it_cannot(target, bench.traffic)
     results = [_measure(target, bench, index) for index in range(len(bench.levels))]
     config = {

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from urllib.parse import urlsplit
+
+from ops.client import key_header
 
 _READ_BYTES = 65536
 
@@ -28,9 +30,10 @@ class Endpoint:
     port: int
     authority: str  # as the Host header has it
     path: str
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, url: str, path: str) -> Endpoint:
+    def of(cls, url: str, path: str, api_key: str | None = None) -> Endpoint:
         """`path` below the server's root `url`; a root as OpenAI's clients take it, with /v1, too.
 
         Raises:
@@ -40,7 +43,7 @@ class Endpoint:
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"{url!r} does not begin with http:// and a host")
         root = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(parts.hostname, parts.port or 80, parts.netloc, root + path)
+        return cls(parts.hostname, parts.port or 80, parts.netloc, root + path, api_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ async def post(endpoint: Endpoint, body: bytes) -> Answer:
         writer.write(
             f"POST {endpoint.path} HTTP/1.1\r\nHost: {endpoint.authority}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"Connection: close\r\n\r\n".encode()
+            f"{_key_line(endpoint.api_key)}Connection: close\r\n\r\n".encode()
             + body
         )
         await writer.drain()
@@ -91,6 +94,10 @@ async def post(endpoint: Endpoint, body: bytes) -> Answer:
     finally:
         writer.close()
     return Answer(status, pieces)
+
+
+def _key_line(api_key: str | None) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in key_header(api_key).items())
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[tuple[float, bytes]]:

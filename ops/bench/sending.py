@@ -19,16 +19,16 @@ LATENCY_COLUMNS = ("TTFT ms p50", "p99", "ITL ms p50", "p99", "E2E ms p50", "p99
 _ERRORS_SHOWN = 5
 
 
-def target_of(url: str, model: str | None) -> Target:
+def target_of(url: str, model: str | None, api_key: str | None = None) -> Target:
     """A running Windrose.
 
     Raises:
         ValueError: the URL is none.
         ServerError: there is no server, or it lists no model.
     """
-    endpoint = Endpoint.of(url, "/v1/completions")
+    endpoint = Endpoint.of(url, "/v1/completions", api_key)
     if model is None:
-        with connect(url.rstrip("/").removesuffix("/v1")) as client:
+        with connect(url.rstrip("/").removesuffix("/v1"), api_key) as client:
             model = served_model(client)
     return Target(endpoint, model)
 

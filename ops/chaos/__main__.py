@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import secrets
 import shlex
 import signal
@@ -24,6 +25,8 @@ from ops.chaos.report import text, to_json, with_leaks
 from ops.chaos.result import Found, Settings
 from ops.chaos.served import serving
 from ops.chaos.trial import run
+from ops.client import ServerError
+from ops.server_url import add_api_key, api_key_of
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as shells show SIGINT
@@ -42,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """One run; returns 2 for arguments at fault, 1 where it did not pass or could not be made."""
     args = _parser().parse_args(argv)
     try:
-        found = (
-            _served_run(args) if args.url is None else asyncio.run(run(_settings(args, args.url)))
-        )
-    except (ValueError, ChaosError, OSError) as error:
+        found = _served_run(args) if args.url is None else asyncio.run(_url_run(args))
+    except (ValueError, ChaosError, ServerError, OSError) as error:
         print(f"ops.chaos: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text(found), file=sys.stderr, flush=True)
     print(json.dumps(to_json(found), allow_nan=False), flush=True)
     return 0 if found.passed else 1
+
+
+async def _url_run(args: argparse.Namespace) -> Found:
+    return await run(_settings(args, args.url), api_key_of(args.api_key, os.environ))
 
 
 def _served_run(args: argparse.Namespace) -> Found:
@@ -89,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--serve", metavar="MODEL_DIR", help="start `windrose serve` for this run, and stop it"
     )
+    add_api_key(parser)
     parser.add_argument(
         "--serve-args", default="", metavar="FLAGS", help="more flags of `windrose serve`, quoted"
     )

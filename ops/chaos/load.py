@@ -13,6 +13,7 @@ from typing import Literal
 import httpx
 
 from ops.chaos.pool import Request
+from ops.client import key_header
 
 SILENCE_S = 180.0
 _CONNECT_TIMEOUT_S = 10.0
@@ -49,10 +50,13 @@ class Outcome:
     failure: Failure | None
 
 
-def stream_client(url: str, silence_s: float = SILENCE_S) -> httpx.AsyncClient:
+def stream_client(
+    url: str, silence_s: float = SILENCE_S, api_key: str | None = None
+) -> httpx.AsyncClient:
     """A client with a new connection for every request: none is found dead on its second use."""
     return httpx.AsyncClient(
         base_url=url,
+        headers=key_header(api_key),
         timeout=httpx.Timeout(silence_s, connect=_CONNECT_TIMEOUT_S, pool=None),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         trust_env=False,  # the server is on this machine, whatever proxy the environment names

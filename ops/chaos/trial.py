@@ -27,7 +27,7 @@ _RECOVERIES = "windrose_recoveries_total"
 _DIFFERENCES_SHOWN = 5
 
 
-async def run(settings: Settings) -> Found:
+async def run(settings: Settings, api_key: str | None = None) -> Found:
     """Strike a running server under load and look at what comes of it; progress goes to stderr.
 
     Raises:
@@ -35,9 +35,9 @@ async def run(settings: Settings) -> Found:
         ChaosError: the server does not answer, lacks a role, is not on this machine, or fails
             requests before it is struck.
     """
-    watch = Watch(settings.url)
+    watch = Watch(settings.url, api_key)
     try:
-        async with stream_client(settings.url) as client:
+        async with stream_client(settings.url, api_key=api_key) as client:
             model = await watch.model()
             actors = await watch.actors()
             check_victims(actors, settings.kill)

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.bench.report import over_rounds
 from ops.chaos.errors import ChaosError
 from ops.chaos.strike import Actor, actors_of
+from ops.client import key_header
 
 _TIMEOUT_S = 5.0  # a frozen actor keeps /v1/experts waiting until it is found out
 _HEALTH_TIMEOUT_S = 1.0
@@ -33,9 +34,10 @@ class Model:
 class Watch:
     """Questions to one server. All raise ChaosError where it does not answer them."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self._client = httpx.AsyncClient(
             base_url=url,
+            headers=key_header(api_key),
             timeout=_TIMEOUT_S,
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,

@@ -13,10 +13,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from actors.errors import BodyTooLarge
-from actors.http_transport import MAX_BODY_BYTES, read_body, unless_disconnected
+from actors.http_transport import read_body, unless_disconnected
 from actors.messages import GenerateRequest, TokenEvent
 from tests.actors.http_serving import Step, chat_body, make_state, serving, source_of
 
+MAX_BODY_BYTES = 4 * 2**20  # the default
 PARSERS = ["h11", "httptools"]
 
 
@@ -103,7 +104,7 @@ def test_a_body_without_end_is_not_kept_and_not_read_forever() -> None:
         return {"type": "http.request", "body": block, "more_body": True}
 
     async def read(headers: list[tuple[bytes, bytes]]) -> None:
-        await read_body(Request({"type": "http", "headers": headers}, receive))
+        await read_body(Request({"type": "http", "headers": headers}, receive), MAX_BODY_BYTES)
 
     block = bytes(2**20)
     tracemalloc.start()
@@ -126,6 +127,36 @@ def test_a_body_of_exactly_the_limit_is_read() -> None:
     with serving(make_state()) as http:
         assert http.post("/v1/chat/completions", content=padded).status_code == 200
         assert http.post("/v1/chat/completions", content=padded + b" ").status_code == 413
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_limit_is_a_setting_and_is_named(parser: str, chunked: bool) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b" " * 150
+        yield b" " * 150
+
+    with serving(make_state(max_request_bytes=200), parser) as http:
+        answer = http.post("/v1/completions", content=chunks() if chunked else b" " * 300)
+        fits = http.post("/v1/completions", json={"prompt": "Hi"})
+    assert (answer.status_code, fits.status_code) == (413, 200)
+    message = answer.json()["error"]["message"]
+    assert "200 bytes" in message and "--max-request-bytes" in message
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/experts/replicate"])
+def test_a_client_that_sends_its_body_slowly_is_given_up(parser: str, path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{"
+    state = make_state(body_timeout_s=0.05)
+    with serving(state, parser) as http, connect(http) as connection:
+        connection.sendall(head.encode())
+        answer = b""
+        while piece := connection.recv(4096):  # to the end: the server closes
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"--body-timeout" in answer and b"request_timeout" in answer
+    assert source_of(state).requests == [] and source_of(state).changes == []
 
 
 def test_request_ids() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr, ValidationError
 
 from configs.schema import WindroseConfig
 from ops.cli import main
 from ops.flags import add_serve_flags, serve_config
+from tests.ports import free_port
 
 # Every setting once: its flag, a value that is not its default as one types it, and that value.
 SETTINGS: dict[str, tuple[str, str, object]] = {
@@ -52,11 +54,18 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "port": ("--port", "9000", 9000),
     "ingress_replicas": ("--ingress-replicas", "8", 8),
     "max_queued_requests": ("--max-queued-requests", "9", 9),
+    "max_request_bytes": ("--max-request-bytes", "1000", 1000),
+    "allowed_origins": ("--allowed-origins", "https://a.example", ("https://a.example",)),
+    "api_key": ("--api-key", "sk-1", (SecretStr("sk-1"),)),
+    "api_key_file": ("--api-key-file", "keys.txt", "keys.txt"),
+    "admin_api_key": ("--admin-api-key", "sk-2", (SecretStr("sk-2"),)),
+    "admin_api_key_file": ("--admin-api-key-file", "admin.txt", "admin.txt"),
     "device": ("--device", "cpu", "cpu"),
     "threads_per_actor": ("--threads-per-actor", "10", 10),
     "cpus_per_actor": ("--cpus-per-actor", "0.25", 0.25),
     "shutdown_timeout_s": ("--shutdown-timeout-s", "1.5", 1.5),
     "peer_timeout_s": ("--peer-timeout-s", "2.5", 2.5),
+    "body_timeout_s": ("--body-timeout-s", "4.0", 4.0),
     "pipeline_wait_s": ("--pipeline-wait-s", "3.5", 3.5),
     "start_timeout_s": ("--start-timeout-s", "4.5", 4.5),
 }
@@ -117,7 +126,8 @@ def test_all_at_once(file: Path) -> None:
         word for k, (flag, text, _) in TOGETHER.items() if k != "model" for word in (flag, text)
     ]
     assert config_of(*flags, "some/where") == wanted
-    file.write_text(yaml.safe_dump({k: value for k, (_, _, value) in TOGETHER.items()}))
+    several = {k: [text] for k, (_, text, value) in TOGETHER.items() if isinstance(value, tuple)}
+    file.write_text(yaml.safe_dump({k: v for k, (_, _, v) in TOGETHER.items()} | several))
     assert config_of("--config", str(file)) == wanted
 
 
@@ -242,3 +252,34 @@ def test_help_shows_every_flag_with_its_meaning_default_and_choices(
     ):
         assert words in shown
     assert "None" not in shown
+
+
+def test_a_flag_of_several_values_is_given_again(file: Path) -> None:
+    keys = config_of("m", "--api-key", "a", "--api-key", "b").api_key
+    assert [key.get_secret_value() for key in keys] == ["a", "b"]
+    file.write_text("model: m\nallowed_origins: [https://a.example, https://b.example]\n")
+    both = ("https://a.example", "https://b.example")
+    assert config_of("--config", str(file)).allowed_origins == both
+
+
+def test_no_refusal_shows_a_key(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("model: m\napi_key: 31415926\nadmin_api_key: [[27182818]]\n")
+    message = refusal(capsys, "--config", str(file))
+    assert "api_key: " in message and "admin_api_key: " in message
+    with pytest.raises(ValidationError) as caught:
+        WindroseConfig.model_validate({"model": "m", "api_key": 31415926})
+    for text in (message, str(caught.value)):
+        assert "31415926" not in text and "27182818" not in text
+    assert "sk-1" not in repr(config_of("m", "--api-key", "sk-1"))
+
+
+def test_keys_that_cannot_be_read_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = str(free_port())
+    assert main(["serve", "configs/demo", "--port", port, "--api-key", "not\tone\x01"]) == 1
+    err = capsys.readouterr().err
+    assert "api_key: key 1" in err and "not\tone" not in err
+    missing = tmp_path / "none.txt"
+    assert main(["serve", "configs/demo", "--port", port, "--api-key-file", str(missing)]) == 1
+    assert f"api_key_file {missing}: No such file" in capsys.readouterr().err.replace("\n", "")

@@ -1,0 +1,4 @@
+"""The environment variables that Windrose itself reads, servers and clients alike."""
+
+API_KEY = "WINDROSE_API_KEY"
+ADMIN_API_KEY = "WINDROSE_ADMIN_API_KEY"
