@@ -10,10 +10,12 @@ from time import perf_counter
 from typing import Literal
 
 from actors.completion_plan import Choice, CompletionPlan
-from actors.errors import InternalError, Unavailable
+from actors.doors import ANYBODY
+from actors.errors import DeadlineExceeded, InternalError, Unavailable
 from actors.messages import FinishReason, TokenEvent
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
+from actors.waiting_line import Place
 from model.detokenizer import IncrementalDetokenizer
 from model.sampling_params import TokenLogprobs
 from model.stop_strings import StopStrings
@@ -37,22 +39,55 @@ class Delta:
 
 
 async def deltas(
-    plan: CompletionPlan, state: ServingState, arrived_s: float
+    plan: CompletionPlan, state: ServingState, arrived_s: float, caller: str = ANYBODY
 ) -> AsyncGenerator[Delta, None]:
     """All choices' deltas as they come; closing it aborts what still runs.
 
-    `arrived_s` is on the clock of perf_counter. Raises an ApiError of the admission or the source.
+    `arrived_s` is on the clock of perf_counter. Raises an ApiError: of the admission, of the
+    source, or DeadlineExceeded, which aborts too.
     """
-    with state.admitted(len(plan.choices)):
-        streams = [_choice_deltas(plan, choice, state, arrived_s) for choice in plan.choices]
+    prompts = [len(choice.request.prompt_token_ids) for choice in plan.choices]
+    with state.admitted(prompts) as places:
+        state.rates.take_prompt(caller, plan.prompt_tokens, perf_counter())
+        streams = [
+            _choice_deltas(plan, choice, state, arrived_s, place)
+            for choice, place in zip(plan.choices, places, strict=True)
+        ]
         merged = streams[0] if len(streams) == 1 else _merge(streams)
-        async with aclosing(merged):
-            async for delta in merged:
+        async with aclosing(until_deadline(merged, state.request_timeout_s, arrived_s)) as timed:
+            async for delta in timed:
+                state.rates.generated(caller, len(delta.token_ids), perf_counter())
                 yield delta
 
 
+async def until_deadline(
+    deltas: AsyncGenerator[Delta, None], timeout_s: float | None, arrived_s: float
+) -> AsyncGenerator[Delta, None]:
+    """What comes until `timeout_s` behind `arrived_s`, of perf_counter; closes `deltas`.
+
+    Raises:
+        DeadlineExceeded: there was still something to come.
+    """
+    loop = asyncio.get_running_loop()
+    deadline_s = None if timeout_s is None else loop.time() + arrived_s + timeout_s - perf_counter()
+    async with aclosing(deltas):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline_s) as limit:
+                    delta = await anext(deltas)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise DeadlineExceeded(
+                    f"the answer was not complete within {timeout_s:g} s (--request-timeout)"
+                ) from error
+            yield delta
+
+
 async def _choice_deltas(
-    plan: CompletionPlan, choice: Choice, state: ServingState, arrived_s: float
+    plan: CompletionPlan, choice: Choice, state: ServingState, arrived_s: float, place: Place
 ) -> AsyncGenerator[Delta, None]:
     text = _ChoiceText(plan, choice, state)
     clock = _Clock(state.metrics, arrived_s)
@@ -60,6 +95,7 @@ async def _choice_deltas(
     async with aclosing(state.source.generate(choice.request)) as events:
         try:
             async for event in events:
+                place.served(perf_counter())
                 clock.tick(len(event.token_ids))
                 for delta in text.deltas(event):
                     if delta.finish_reason is not None:

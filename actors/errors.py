@@ -4,6 +4,7 @@
     |- BadRequest               400     invalid_request_error
     |  |- BodyTooLarge          413                            request_too_large
     |  `- BodyTimeout           408                            request_timeout
+    |- DeadlineExceeded         504     server_error           deadline_exceeded
     |- Unauthorized             401     invalid_request_error  invalid_api_key
     |- Forbidden                403     permission_error       forbidden
     |- NotFound                 404     invalid_request_error
@@ -96,6 +97,13 @@ class BodyTimeout(BadRequest):
     closes_connection = True
 
 
+class DeadlineExceeded(ApiError):
+    """The request was in order, and its time was over before its answer was complete."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    default_code = "deadline_exceeded"
+
+
 class Unauthorized(ApiError):
     """No key, or none that opens this; the text never repeats what was sent."""
 
@@ -140,7 +148,7 @@ class Conflict(ApiError):
 
 
 class Overloaded(ApiError):
-    """Too many requests are waiting already."""
+    """Too much is waiting already, or the caller has had what it may have in a minute."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     type = "rate_limit_error"

@@ -128,14 +128,16 @@ async def _complete(
         state.metrics.refused(error.status)
 
     try:
+        caller: str = request.state.caller
+        state.rates.take_request(caller, arrived_s)
         content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
         state.refuse_if_full()  # before parsing and tokenizing, which cost more than reading
         body = parse_request(content, schema)
         plan = await make_plan(body, state)
         answer = answer_type(plan, state.tokenizer)
         if body.stream:
-            return EventStream(answer.stream(deltas(plan, state, arrived_s)), refused)
-        whole = answer.whole(deltas(plan, state, arrived_s))
+            return EventStream(answer.stream(deltas(plan, state, arrived_s, caller)), refused)
+        whole = answer.whole(deltas(plan, state, arrived_s, caller))
         whole_json = await unless_disconnected(request.receive, whole)
         return Response(whole_json, media_type="application/json")
     except ClientDisconnect:

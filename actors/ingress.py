@@ -20,8 +20,10 @@ from actors.model_plan import generation_defaults
 from actors.naming import namespace_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
+from actors.rate_limits import RateLimits
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
+from actors.waiting_line import LineLimits, WaitingLine
 from configs.schema import WindroseConfig
 from model.chat_template import chat_format
 from model.tokenizer import Tokenizer
@@ -31,6 +33,11 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 
 _DRAIN_POLL_S = 0.05
 _LAST_BYTES_S = 0.25
+
+
+def _share(per_minute: int | None, replicas: int) -> float | None:
+    """What one of so many may let through, so that all together keep the limit."""
+    return None if per_minute is None else per_minute / replicas
 
 
 def _bound_host() -> str | None:
@@ -82,7 +89,12 @@ class Ingress:
             allowed_origins=config.allowed_origins,
             max_request_bytes=config.max_request_bytes,
             body_timeout_s=config.body_timeout_s,
-            max_queued_requests=config.max_queued_requests,
+            request_timeout_s=config.request_timeout_s,
+            line=WaitingLine(LineLimits(config.max_num_queued_reqs, config.max_queued_tokens)),
+            rates=RateLimits(
+                _share(config.max_requests_per_minute, config.ingress_replicas),
+                _share(config.max_tokens_per_minute, config.ingress_replicas),
+            ),
         )
 
     async def drain(self, timeout_s: float) -> int:

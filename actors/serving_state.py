@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from actors.doors import Doors
-from actors.errors import Draining, Overloaded
+from actors.errors import Draining
+from actors.rate_limits import RateLimits
 from actors.request_metrics import RequestMetrics
 from actors.token_source import TokenSource
+from actors.waiting_line import LineLimits, Place, WaitingLine
 from model.chat_template import ChatFormat
 from model.generation_config import GenerationDefaults
 from model.tokenizer import Tokenizer
@@ -17,7 +20,7 @@ from model.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class ServingState:
-    """One ingress. The only mutable values are `draining` and `num_in_flight`."""
+    """One ingress. Mutable are `draining`, `num_in_flight`, and what the limits have counted."""
 
     model_name: str
     tokenizer: Tokenizer
@@ -33,30 +36,29 @@ class ServingState:
     allowed_origins: tuple[str, ...] = ()
     max_request_bytes: int = 4 * 2**20
     body_timeout_s: float = 60.0
-    max_queued_requests: int = 1024
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    request_timeout_s: float | None = None
+    line: WaitingLine = field(default_factory=lambda: WaitingLine(LineLimits(256)))
+    rates: RateLimits = field(default_factory=RateLimits)
     draining: bool = False
     num_in_flight: int = 0  # sequences accepted and not yet ended
 
-    def refuse_if_full(self, sequences: int = 1) -> None:
-        """Raises Draining or Overloaded where `sequences` more cannot be taken.
-
-        An idle server takes any one request, however many choices it asks for.
-        """
+    def refuse_if_full(self, prompts: Sequence[int] = ()) -> None:
+        """Raises Draining or Overloaded where prompts of these lengths cannot be taken."""
         if self.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        if self.num_in_flight and self.num_in_flight + sequences > self.max_queued_requests:
-            raise Overloaded(
-                f"{self.num_in_flight} requests are running or waiting, "
-                f"at most {self.max_queued_requests} may: try again later"
-            )
+        self.line.refuse_if_full(prompts, perf_counter())
 
     @contextmanager
-    def admitted(self, sequences: int) -> Iterator[None]:
-        """Counts `sequences` as in flight while inside. Raises as refuse_if_full."""
-        self.refuse_if_full(sequences)
-        self.num_in_flight += sequences
-        try:
-            yield
-        finally:
-            self.num_in_flight -= sequences
+    def admitted(self, prompts: Sequence[int]) -> Iterator[tuple[Place, ...]]:
+        """Counts a request's sequences as in flight while inside; gives each its place in line.
+
+        Raises as refuse_if_full.
+        """
+        self.refuse_if_full(prompts)
+        with self.line.places(prompts, perf_counter()) as places:
+            self.num_in_flight += len(prompts)
+            try:
+                yield places
+            finally:
+                self.num_in_flight -= len(prompts)

@@ -228,14 +228,31 @@ class WindroseConfig(BaseModel):
     enable_prefix_caching: Annotated[
         bool, _setting("limits", "share the KV blocks of prompts that begin alike: true or false")
     ] = True
+    max_num_queued_reqs: Annotated[
+        int,
+        _setting(
+            "limits", "sequences of one ingress that may wait for their first token; then 429", ge=1
+        ),
+    ] = 256
+    max_queued_tokens: Annotated[
+        int | None,
+        _setting("limits", "tokens their prompts may have together; default: any number", ge=1),
+    ] = None
+    max_requests_per_minute: Annotated[
+        int | None,
+        _setting("limits", "completions one API key may ask for; default: any number", ge=1),
+    ] = None
+    max_tokens_per_minute: Annotated[
+        int | None,
+        _setting(
+            "limits", "tokens, prompts' and generated, of one API key; default: any number", ge=1
+        ),
+    ] = None
     host: Annotated[str, _setting("HTTP", "address the HTTP server binds", min_length=1)] = (
         "127.0.0.1"
     )
     port: Annotated[int, _setting("HTTP", "port the HTTP server binds", ge=1, le=65535)] = 8000
     ingress_replicas: Annotated[int, _setting("HTTP", "HTTP ingress processes", ge=1)] = 1
-    max_queued_requests: Annotated[
-        int, _setting("HTTP", "requests one ingress holds before it answers 429", ge=1)
-    ] = 1024
     max_request_bytes: Annotated[
         int, _setting("HTTP", "longest body of a request; more is answered with 413", ge=1)
     ] = 4 * 2**20
@@ -289,6 +306,14 @@ class WindroseConfig(BaseModel):
         float,
         _setting("timeouts", "seconds an actor waits for another's message in a step", gt=0),
     ] = 10.0
+    request_timeout_s: Annotated[
+        float | None,
+        _setting(
+            "timeouts",
+            "seconds from a request's arrival to the end of its answer; default: any",
+            gt=0,
+        ),
+    ] = None
     body_timeout_s: Annotated[
         float,
         _setting("timeouts", "seconds a client gets to send a request's body before a 408", gt=0),

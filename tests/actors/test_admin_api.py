@@ -19,6 +19,7 @@ from actors.placement_messages import (
     Replicate,
     Scale,
 )
+from actors.waiting_line import LineLimits, WaitingLine
 from tests.actors.http_serving import FakeSource, make_state, says, serving, source_of
 
 REPORT = ChangeReport(
@@ -204,11 +205,11 @@ def test_a_failure_tells_clients_nothing_of_the_inside() -> None:
 
 
 def test_draining_refuses_and_a_full_server_does_not() -> None:
-    state = make_state(max_queued_requests=1)
+    state = make_state(line=WaitingLine(LineLimits(1)))
     with serving(state) as http:
-        state.num_in_flight = 1
+        state.line.sequences = 1
         assert post(http, "scale", {"expert_actors": 2}).status_code == 200
-        state.num_in_flight = 0
+        state.line.sequences = 0
         state.draining = True
         for name, body, _ in ASKED:
             answer = post(http, name, body)

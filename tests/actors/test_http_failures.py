@@ -5,6 +5,7 @@ import pytest
 
 from actors.errors import Overloaded, Unavailable
 from actors.messages import GenerateRequest, TokenEvent
+from actors.waiting_line import LineLimits, WaitingLine
 from tests.actors.http_serving import (
     MODEL,
     Step,
@@ -73,12 +74,12 @@ def test_one_failed_choice_ends_and_closes_the_others() -> None:
 
 
 def test_overload_and_draining_refuse_before_the_source_hears() -> None:
-    state = make_state(max_queued_requests=2)
+    state = make_state(line=WaitingLine(LineLimits(2)))
     with serving(state) as http:
         assert http.post("/v1/chat/completions", json=chat_body(n=3)).status_code == 200
-        state.num_in_flight = 2
+        state.line.sequences = 2
         full = http.post("/v1/chat/completions", json=chat_body())
-        state.num_in_flight = 0
+        state.line.sequences = 0
         state.draining = True
         draining = http.post("/v1/chat/completions", json=chat_body())
         health = http.get("/health")
