@@ -27,6 +27,7 @@ examples:
   python -m ops.bench serve --url http://127.0.0.1:8000 --rate 2,4 --requests 128
   python -m ops.bench dispatch --expert-actors 2 --rows 1,8,32,256
   python -m ops.bench startup configs/demo --serve-args "--expert-actors 2"
+  python -m ops.bench overload configs/demo --serve-args "--expert-actors 2" --seconds 20
   python -m ops.bench compare MODEL_DIR --own-args "--dtype bfloat16" --save \\
       --peer "llama.cpp=llama-server -m model.gguf --port {port} -np 32 -c 40960" \\
       --peer "vllm=vllm serve {model} --port {port} --dtype bfloat16"

@@ -1,19 +1,23 @@
-"""The subcommands that start processes of their own: dispatch, startup."""
+"""The subcommands that start processes of their own: dispatch, startup, overload."""
 
 from __future__ import annotations
 
 import argparse
+import secrets
 import shlex
 
 from ops.bench.arguments import (
     Benches,
     add_rounds,
+    add_shape,
     bench_parser,
     count,
     counts,
+    rates,
     words_of,
 )
 from ops.bench.report import Report
+from ops.bench.workload import Traffic
 
 
 def add(benches: Benches) -> None:
@@ -28,6 +32,12 @@ def add(benches: Benches) -> None:
     _add_startup(
         bench_parser(
             benches, "startup", "start a server: time to its first token, memory, time to its end"
+        )
+    )
+
+    _add_overload(
+        bench_parser(
+            benches, "overload", "find the load a server holds, then send ten times as much"
         )
     )
 
@@ -67,6 +77,42 @@ def _add_dispatch(parser: argparse.ArgumentParser) -> None:
 
 def _add_startup(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_startup)
+    _add_command(parser)
+    add_rounds(parser)
+
+
+def _add_overload(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_overload)
+    _add_command(parser)
+    add_shape(parser)
+    parser.add_argument(
+        "--concurrency",
+        type=counts,
+        default=(8, 16, 32, 64, 128),
+        metavar="N,N,...",
+        help="workers on the way to the peak (default: 8,16,32,64,128)",
+    )
+    for flag, default, text in (
+        ("--level-seconds", 10.0, "of load at each of them"),
+        ("--seconds", 30.0, "of overload"),
+        ("--factor", 10.0, "of the peak's requests a second"),
+    ):
+        parser.add_argument(
+            flag, type=_above_0, default=default, metavar="N", help=f"{text} (default: {default:g})"
+        )
+    parser.add_argument(
+        "--vocab-size", type=count, default=2048, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of prompts and arrivals")
+
+
+def _above_0(text: str) -> float:
+    [value] = rates(text)
+    return value
+
+
+def _add_command(parser: argparse.ArgumentParser) -> None:
+    """What is to be served, and by which server."""
     parser.add_argument("model", metavar="MODEL", help="what is to be served")
     server = parser.add_mutually_exclusive_group()
     server.add_argument(
@@ -77,7 +123,6 @@ def _add_startup(parser: argparse.ArgumentParser) -> None:
         metavar="CMD",
         help="another server to start instead; {port} and {model} in it are filled in",
     )
-    add_rounds(parser)
 
 
 def _dispatch(args: argparse.Namespace) -> Report:
@@ -101,11 +146,30 @@ def _dispatch(args: argparse.Namespace) -> Report:
 
 def _startup(args: argparse.Namespace) -> Report:
     from ops.bench.startup import StartupBench, bench_startup
+
+    return bench_startup(StartupBench(args.model, _command(args), args.rounds))
+
+
+def _overload(args: argparse.Namespace) -> Report:
+    from ops.bench.overload import OverloadBench, bench_overload
+
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    return bench_overload(
+        OverloadBench(
+            model=args.model,
+            command=_command(args),
+            traffic=Traffic(args.prompt_tokens, args.output_tokens, args.vocab_size, seed),
+            levels=args.concurrency,
+            level_s=args.level_seconds,
+            factor=args.factor,
+            overload_s=args.seconds,
+        )
+    )
+
+
+def _command(args: argparse.Namespace) -> tuple[str, ...]:
     from ops.server_process import windrose_serve
 
-    command = (
-        words_of(args.command, args.model)
-        if args.command
-        else tuple(windrose_serve(args.model, shlex.split(args.serve_args), "{port}"))
-    )
-    return bench_startup(StartupBench(args.model, command, args.rounds))
+    if args.command:
+        return words_of(args.command, args.model)
+    return tuple(windrose_serve(args.model, shlex.split(args.serve_args), "{port}"))

@@ -27,6 +27,7 @@ class Server:
         self.flags = flags
         self.started_s = time.monotonic()
         self.held = bytearray(b"x") * (flags.hold_mb << 20)
+        self.seats = threading.Semaphore(flags.at_most or 1_000_000)
         self.child = subprocess.Popen(["sleep", "600"]) if flags.child else None
 
     def say(self, *words: object) -> None:
@@ -89,6 +90,15 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
             fields = ",".join(sorted(set(body) - STANDARD)) or "-"
             kind = type(body["prompt"]).__name__
             server.say("asked", body["max_tokens"], kind, fields)
+            if not server.seats.acquire(blocking=False):
+                self._answer(429, {"error": {"message": "full"}})
+                return
+            try:
+                self._complete(body)
+            finally:
+                server.seats.release()
+
+        def _complete(self, body: dict[str, Any]) -> None:
             refusal = server.refusal(body)
             if refusal is not None:
                 self._answer(refusal[0], {"error": {"message": refusal[1]}})
@@ -129,6 +139,7 @@ def main() -> None:
     parser.add_argument("--no-ids", action="store_true", help="no return_token_ids")
     parser.add_argument("--no-health", action="store_true", help="no /health")
     parser.add_argument("--strict", action="store_true", help="text only, OpenAI's fields, no end")
+    parser.add_argument("--at-most", type=int, help="requests at once; more is answered with 429")
     parser.add_argument("--busy", action="store_true", help="never idle")
     parser.add_argument("--started", help="printed once, as a server says where its time went")
     server = Server(parser.parse_args())
@@ -138,6 +149,7 @@ def main() -> None:
     server.say("start", os.getpid())
     if server.flags.started is not None:
         os.write(1, f"{server.flags.started}\n".encode())
+    ThreadingHTTPServer.request_queue_size = 256  # connections that come at one moment
     ThreadingHTTPServer(("127.0.0.1", server.flags.port), handler_of(server)).serve_forever()
 
 
