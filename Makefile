@@ -10,7 +10,7 @@ ARGS ?=
 # What tests/e2e/namespaces.py makes machines of.
 PACKAGES := iproute2 openssh-client openssh-server procps rsync util-linux
 
-.PHONY: help setup packages serve test check format chaos demo clean
+.PHONY: help setup packages serve test check format fuzz chaos demo clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check: setup ## ruff, mypy --strict and the import contracts
 format: setup ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: setup ## 10,000 requests that no client should send, half from the OpenAPI document, half raw
+	$(BIN)/python -m pytest tests/actors/test_http_fuzz.py --fuzz-cases 10000 --timeout 3000
 
 chaos: setup ## kill actors under load for five minutes and compare every answer; flags in ARGS=
 	OMP_NUM_THREADS=1 $(BIN)/python -m ops.chaos --serve $(MODEL) --duration 300 --every 6 --seed 1 \

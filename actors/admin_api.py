@@ -10,7 +10,6 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextvars import Context
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -32,15 +31,6 @@ from actors.placement_messages import (
     Scale,
 )
 from actors.serving_state import ServingState
-
-ANSWERS: dict[int | str, dict[str, Any]] = {
-    HTTPStatus.OK: {"description": "What each pipeline did; the change is in force"},
-    HTTPStatus.BAD_REQUEST: {"description": "A parameter is wrong: the error names it"},
-    HTTPStatus.UNAUTHORIZED: {"description": "The admin key is missing or wrong"},
-    HTTPStatus.FORBIDDEN: {"description": "Needs the admin key, or the server to have one"},
-    HTTPStatus.CONFLICT: {"description": "Not now, say because of another change: try again later"},
-    HTTPStatus.SERVICE_UNAVAILABLE: {"description": "No pipeline serves, or it shuts down"},
-}
 
 _begun: set[asyncio.Task[list[ChangeReport]]] = set()  # asyncio itself holds tasks only weakly
 
@@ -138,7 +128,6 @@ def add_admin_routes(app: FastAPI) -> None:
             dependencies=[Depends(need_admin_key)],
             name=f"{name}_experts",
             description=schema.__doc__,
-            responses=ANSWERS,
             openapi_extra={
                 "requestBody": {
                     "required": _needs_fields(schema),

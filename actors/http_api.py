@@ -30,6 +30,7 @@ from actors.http_transport import (
 )
 from actors.openai_response import Answer, ChatAnswer, CompletionAnswer
 from actors.openai_schema import ChatRequest, CompletionRequest, Schema, parse_request
+from actors.openapi_document import complete
 from actors.serving_state import ServingState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,7 +50,7 @@ class HttpApi(FastAPI):
             ref_template=BODY_SCHEMAS,
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        return document
+        return complete(document)
 
 
 def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAPI:
@@ -130,8 +131,8 @@ async def _complete(
     try:
         caller: str = request.state.caller
         state.rates.take_request(caller, arrived_s)
+        state.refuse_if_full()  # before reading, parsing and tokenizing, which all cost time
         content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
-        state.refuse_if_full()  # before parsing and tokenizing, which cost more than reading
         body = parse_request(content, schema)
         plan = await make_plan(body, state)
         answer = answer_type(plan, state.tokenizer)

@@ -7,7 +7,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.errors import Unavailable
+from actors.http_api import create_api
 from actors.messages import GenerateRequest
+from actors.openapi_document import ANSWERS
 from model.chat_format import ChatMessage, render_instruct
 from tests.actors.http_serving import (
     MODEL,
@@ -282,3 +284,30 @@ def test_openapi_shows_both_bodies() -> None:
         assert reference == f"#/components/schemas/{name}"
         assert "temperature" in schemas[name]["properties"]
     assert schemas["Message"]["properties"]["role"]["enum"]
+
+
+def test_the_document_tells_every_answer_of_every_route() -> None:
+    app = create_api(make_state())
+    document = app.openapi()
+    operations = {
+        (method, path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    changes = {key for key in operations if key[0] == "post" and "/experts/" in key[1]}
+    assert operations.keys() == ANSWERS.keys() | changes
+    assert len(changes) == 5
+    error = {"$ref": "#/components/schemas/Error"}
+    for (method, path), operation in operations.items():
+        responses = operation["responses"]
+        assert "200" in responses and "422" not in responses
+        assert ("401" in responses) == path.startswith("/v1/") == ("security" in operation)
+        assert ("403" in responses) == ((method, path) in changes)
+        for status, response in responses.items():
+            if status != "200":
+                assert response["content"]["application/json"]["schema"] == error
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        answers = document["paths"][path]["post"]["responses"]
+        assert {"400", "404", "408", "413", "429", "503", "504"} <= answers.keys()
+        assert "Retry-After" in answers["429"]["headers"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
