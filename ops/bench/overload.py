@@ -109,14 +109,24 @@ def ttft_ms(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     }
 
 
-def divided(sent: Sequence[Sent]) -> tuple[list[Sent], int]:
-    """Those the server took, and how many it refused with 429."""
-    taken = [
-        one
-        for one in sent
-        if isinstance(one.answer, str) or one.answer.status != HTTPStatus.TOO_MANY_REQUESTS
+def divided(sent: Sequence[Sent]) -> tuple[list[Sent], list[Sent]]:
+    """Those the server took, and those it refused with 429."""
+    taken: list[Sent] = []
+    refused: list[Sent] = []
+    for one in sent:
+        status = None if isinstance(one.answer, str) else one.answer.status
+        (refused if status == HTTPStatus.TOO_MANY_REQUESTS else taken).append(one)
+    return taken, refused
+
+
+def _answered_ms(refused: Sequence[Sent]) -> dict[str, float | None]:
+    """From when a request was due to its refusal: how long a line there is before the server's."""
+    times_s = [
+        one.answer.pieces[-1][0] - one.began_s
+        for one in refused
+        if not isinstance(one.answer, str) and one.answer.pieces
     ]
-    return taken, len(sent) - len(taken)
+    return {"p50": percentile_ms(times_s, 50), "p99": percentile_ms(times_s, 99)}
 
 
 def _climb(target: Target, bench: OverloadBench) -> list[Level]:
@@ -191,7 +201,8 @@ async def _overload(
         "rate": rounded(rate),
         "sent": len(sent),
         "accepted": len(taken),
-        "refused": refused,
+        "refused": len(refused),
+        "refused_ms": _answered_ms(refused),
         "goodput_tok_s": rounded(goodput),
         "goodput_of_peak": rounded(goodput / peak.output_tok_s),
         "ttft_ms": ttft_ms(ended),
@@ -225,6 +236,8 @@ def _text(result: dict[str, Any]) -> str:
         f"{table(['workers', 'tokens/s', 'TTFT ms p99'], rows)}\n"
         f"{shown(result['rate'])} requests/s: {result['sent']} sent, "
         f"{result['accepted']} accepted, {result['refused']} refused, {result['errors']} failed\n"
+        f"refusals took, ms: p50 {shown(result['refused_ms']['p50'])}, "
+        f"p99 {shown(result['refused_ms']['p99'])}\n"
         f"goodput {shown(result['goodput_tok_s'])} tokens/s, "
         f"{100 * result['goodput_of_peak']:.0f} % of the peak\n"
         f"TTFT of the accepted, ms: p50 {shown(ttft['p50'])}, p99 {shown(ttft['p99'])}, "

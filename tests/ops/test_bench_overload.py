@@ -43,6 +43,7 @@ def test_ten_times_what_it_holds_is_refused_and_the_rest_goes_on(
     assert result["errors"] == 0
     for when in ("before", "highest", "after"):
         assert result[f"memory_{when}"]["pss_bytes"] > 0
+    assert 0 < result["refused_ms"]["p50"] <= result["refused_ms"]["p99"]
     assert "% of the peak" in err
 
 
@@ -75,4 +76,4 @@ def test_only_tokens_of_whole_answers_within_the_window_count() -> None:
 def test_refusals_are_those_with_429() -> None:
     sent = [Sent(0.0, Answer(status, [])) for status in (200, 429, 503, 429)]
     taken, refused = divided([*sent, Sent(0.0, "no connection")])
-    assert (len(taken), refused) == (3, 2)
+    assert (len(taken), len(refused)) == (3, 2)
