@@ -136,6 +136,29 @@ def test_greedy_equals_transformers(
         check_load(url, shape, *topology)
 
 
+def test_a_dense_model_on_two_attention_actors(cluster: Cluster, tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "mistral", experts=0, sliding_window=16)
+    shape, draw = ModelConfig.from_dir(model), random.Random(5)
+    prompts = [[1] + [draw.randrange(3, shape.vocab_size) for _ in range(n)] for n in LENGTHS]
+    reference = Reference(model)
+    with cluster.deployed(small_config(model, 2, 0), "dense") as url:
+        for prompt, (token_ids, logprobs) in asyncio.run(ask_all(url, prompts)):
+            expected = reference.greedy(tuple(prompt), MAX_TOKENS)
+            assert tuple(token_ids) == expected.token_ids, f"prompt of {len(prompt)}"
+            assert logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        state = httpx.get(f"{url}/v1/experts").json()
+        assert (state["placement"], state["tokens"]) == ([], [])
+        assert [actor["role"] for actor in state["actors"][:3]] == ["attention"] * 2 + ["router"]
+        metrics = httpx.get(f"{url}/metrics").text
+        rows = [x for x in metrics.splitlines() if x.startswith("windrose_engine_rows_total")]
+        assert len(rows) == 2 and all(float(row.rsplit(" ", 1)[1]) > 0 for row in rows)
+        assert "windrose_expert_tokens_total{" not in metrics
+        refused = httpx.post(f"{url}/v1/experts/rebalance")
+        assert refused.is_client_error and "dense" in refused.json()["error"]["message"]
+        hello = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+        assert httpx.post(f"{url}/v1/chat/completions", json=hello).status_code == httpx.codes.OK
+
+
 def check_load(url: str, shape: ModelConfig, attention: int, experts: int) -> None:
     """Counts are exact, placement is whole, and the squeeze was real."""
     state = httpx.get(f"{url}/v1/experts").json()
@@ -150,7 +173,8 @@ def check_load(url: str, shape: ModelConfig, attention: int, experts: int) -> No
     metrics = httpx.get(f"{url}/metrics").text
     rows = sum_of(metrics, "windrose_engine_rows_total")
     assert [sum(layer) for layer in state["tokens"]] == [shape.top_k * rows] * shape.num_layers
-    assert sum_of(metrics, "windrose_num_preemptions_total") > 0
+    if shape.sliding_window is None:  # with one, these sequences need only so much
+        assert sum_of(metrics, "windrose_num_preemptions_total") > 0
     assert sum_of(metrics, "windrose_num_requests_running") == 0
     assert sum_of(metrics, "windrose_kv_cache_usage_perc") == 0
 
