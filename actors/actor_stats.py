@@ -38,6 +38,7 @@ class ActorStats:
     placement_version: int = 0
     placement: tuple[tuple[tuple[int, ...], ...], ...] = ()
     expert_tokens: Sequence[Sequence[int]] = ()  # [layer][expert]
+    expert_repeats: tuple[int, Sequence[int], Sequence[int]] = (0, (), ())  # see model's Repeats
     num_running: int = 0
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
@@ -45,10 +46,12 @@ class ActorStats:
     num_preemptions: int = 0
     prefix_cache_queries: int = 0  # tokens
     prefix_cache_hits: int = 0  # tokens
-    num_rows: int = 0
+    queue_time: tuple[float, ...] = ()  # a Histogram's value, seconds
     # both
+    num_rows: int = 0  # of an expert actor: over all layers
     start: StartTimes = NEVER
     num_steps: int = 0
     wait_s: float = 0.0  # these three: see RoleTimes
     compute_s: float = 0.0
     communication_s: float = 0.0
+    sent_bytes: int = 0  # rows and sums, to other ranks

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import torch
 
@@ -30,6 +30,7 @@ from model.checkpoint import Checkpoint
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import LoopEnd
+from model.expert_repeats import Repeats
 from model.host_memory import give_back_freed
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement
@@ -202,12 +203,14 @@ class AttentionRank:
         if self._built is None:
             return base
         engine, placement = self._built.engine.stats(), self._placement
+        load = self._built.load
         return replace(
             base,
             weights_bytes=self._weights_bytes,
             placement_version=0 if placement is None else placement.version,
             placement=() if placement is None else placement.ranks,
-            expert_tokens=() if self._built.load is None else self._built.load.totals(),
+            expert_tokens=() if load is None else load.totals(),
+            expert_repeats=astuple(Repeats() if load is None else load.repeats()),
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             kv_cache_usage=engine.kv_cache_usage,
@@ -220,6 +223,8 @@ class AttentionRank:
             wait_s=engine.wait_s,
             compute_s=engine.compute_s,
             communication_s=engine.communication_s,
+            sent_bytes=engine.sent_bytes,
+            queue_time=engine.queue_time,
             micro_batches=engine.micro_batches,
         )
 

@@ -6,15 +6,18 @@ The attention actor drives it; a benchmark or a test can drive it as well, in an
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 
+from actors.histogram import Histogram
 from actors.messages import GenerateRequest, TokenEvent
+from actors.metric_table import QUEUE_TIME
 from actors.micro_batches import MicroBatches, RunStep
-from actors.scheduler import ScheduledChunk, Scheduler, StepPlan
+from actors.scheduler import RunningSequence, ScheduledChunk, Scheduler, StepPlan
 from model.decoder import Decoder
 from model.kv_cache import KVCache
 from model.sampler import NonFiniteLogits, SampleRow, sample
@@ -39,6 +42,8 @@ class EngineStats:
     wait_s: float  # the three of them: all its steps
     compute_s: float
     communication_s: float
+    sent_bytes: int
+    queue_time: tuple[float, ...]  # seconds from arrival to the first row: a Histogram's value
     micro_batches: int  # of the last step
 
 
@@ -63,6 +68,7 @@ class Engine:
         self.micro_batches = micro_batches
         self.last_step = RunStep(0, 0, 0.0, 0.0)
         self._times = decoder.times
+        self._queue_time = Histogram(QUEUE_TIME.buckets)
 
     def add(self, request: GenerateRequest) -> list[TokenEvent]:
         """Queue a request; returns its end at once if it had already reached it.
@@ -78,7 +84,20 @@ class Engine:
 
     def plan_step(self) -> StepPlan:
         """Choose the rows of the next step; none if nothing can run."""
-        return self.scheduler.schedule()
+        plan = self.scheduler.schedule()
+        for chunk in plan.prefills:
+            self._note_queue_time(chunk.sequence)
+        return plan
+
+    def _note_queue_time(self, sequence: RunningSequence) -> None:
+        """Measure a request's wait when its first row runs; not one that began elsewhere."""
+        if sequence.begun:
+            return
+        sequence.begun = True
+        request = sequence.request
+        if request.arrival_s and not request.output_token_ids:
+            # Clocks of two machines may differ.
+            self._queue_time.observe(max(0.0, time.time() - request.arrival_s))
 
     @torch.inference_mode()
     def run_step(self, plan: StepPlan, micro_batches: int = 1) -> list[TokenEvent]:
@@ -153,6 +172,8 @@ class Engine:
             wait_s=self._times.wait_s,
             compute_s=self._times.compute_s,
             communication_s=self._times.communication_s,
+            sent_bytes=self._times.sent_bytes,
+            queue_time=self._queue_time.value,
             micro_batches=self.last_step.micro_batches,
         )
 

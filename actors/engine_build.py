@@ -55,9 +55,8 @@ def build_engine(
     load: ExpertLoad | None = None
     feed_forward: FeedForward = DenseFeedForward(weights.dense_blocks)
     if dispatcher is not None:
-        load = ExpertLoad(
-            model.num_layers, model.num_experts, model.top_k, limits.max_num_batched_tokens, device
-        )
+        num_slots = num_blocks * limits.block_size
+        load = ExpertLoad(model.num_layers, model.num_experts, model.top_k, num_slots, device)
         feed_forward = MixtureOfExperts(weights.gates, dispatcher, load)
     rope = Rope(model.head_dim, model.rope_theta, limits.max_model_len, dtype, device)
     decoder = Decoder(model, weights, feed_forward, rope)

@@ -114,4 +114,5 @@ class ExpertRank:
             wait_s=times.wait_s,
             compute_s=times.compute_s,
             communication_s=times.communication_s,
+            sent_bytes=times.sent_bytes,
         )

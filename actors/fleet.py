@@ -6,23 +6,30 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.errors import ApiError, BadRequest, Conflict, Unavailable
+from actors.metrics_text import metrics_text
 from actors.patience import start_apart, within
 from actors.pipeline_report import PipelineReport
+from actors.pipeline_tally import PipelineView, expert_tokens, repeat_rates, shares
 from actors.placement_messages import ChangeRefused, ChangeReport, PlacementChange
 from actors.recovery import describe
-from actors.survey import experts_json, metrics_text
+from actors.request_metrics import RequestMetrics
+from actors.survey import experts_json, total_tokens
+from actors.tally import Tally, added, joined
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
+    from actors.ingress import Ingress
     from actors.router import Router
+
+Answer = TypeVar("Answer")
 
 _POLL_S = 1.0
 _ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
@@ -31,20 +38,29 @@ BROKEN = (RayError, RayServeException, RuntimeError, TimeoutError)
 
 
 class Fleet:
-    """Asks the routers, and every actor of theirs by its name in Ray."""
+    """Asks the routers, and every actor of theirs by its name in Ray.
+
+    It also keeps what ingresses and routers have counted, those that are gone included: the
+    ingresses and routers tell each other, so that it takes the end of all of them to forget.
+    """
 
     def __init__(
         self,
         router: DeploymentHandle[Router],
+        ingress: DeploymentHandle[Ingress],
         namespace: str,
         model_name: str,
-        on_look: Callable[[Sequence[PipelineReport]], None],
+        own: tuple[str, RequestMetrics],
     ) -> None:
-        """`on_look(reports)` is called whenever all routers have been asked."""
+        """`own`: under which name this ingress counts, and its counts."""
         self._router = router
+        self._ingress = ingress
         self._namespace = namespace
         self._model_name = model_name
-        self._on_look = on_look
+        self._own_name, self._own = own
+        self._known: Tally = {}
+        # Called with the reports whenever all routers have been asked.
+        self.on_look: Callable[[Sequence[PipelineReport]], None] = lambda _reports: None
         self._poll: asyncio.Task[None] | None = None
         self._served_s: dict[str, float] = {}
         self._ready = False
@@ -61,11 +77,11 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         while True:
-            reports = await self.reports()
+            reports = [view.report for view in await self._views(self._own_counts())]
             serving = [one.router.pipeline for one in reports if one.serving]
             self._ready = bool(serving)
             self._served_s |= dict.fromkeys(serving, time.monotonic())
-            self._on_look(reports)
+            self.on_look(reports)
             await asyncio.sleep(_POLL_S)
 
     def heard(self, pipeline: str) -> None:
@@ -77,16 +93,27 @@ class Fleet:
         now_s = time.monotonic()
         return now_s - self._served_s.get(pipeline, now_s)
 
-    async def reports(self) -> list[PipelineReport]:
-        """What every router says of its pipeline; those that do not answer are left out."""
-        try:
-            answers = await self._router.broadcast("report").results_async(
-                timeout_s=_ANSWER_S, return_exceptions=True
-            )
-        except BROKEN:
-            return []
-        reports = [answer for answer in answers if isinstance(answer, PipelineReport)]
-        return sorted(reports, key=lambda report: report.router.pipeline)
+    def _own_counts(self) -> Tally:
+        return {self._own_name: self._own.counts()}
+
+    def tally(self, heard: Tally) -> Tally:
+        """All counts known here, `heard` included."""
+        self._known = joined([self._known, heard, self._own_counts()])
+        return self._known
+
+    async def _views(self, tell: Tally, *, fresh: bool = False) -> list[PipelineView]:
+        """Tell every router; what it says of its pipeline. Those that are silent are left out."""
+        views = await _answers(self._router.broadcast("view", tell, fresh), PipelineView)
+        self._known = joined([self._known, *(view.tally for view in views)])
+        return sorted(views, key=lambda view: view.report.router.pipeline)
+
+    async def _look(self) -> list[PipelineView]:
+        """Ask all ingresses and routers: whatever any of them has told anybody is known then.
+
+        The routers come last, and so hold whatever this ingress is about to show.
+        """
+        peers = await _answers(self._ingress.broadcast("tally", self.tally({})), dict)
+        return await self._views(self.tally(joined(peers)), fresh=True)
 
     async def survey(self) -> list[ActorStats]:
         """Ask all actors of all pipelines; those that do not answer are left out."""
@@ -106,13 +133,23 @@ class Fleet:
 
     async def experts(self) -> dict[str, object]:
         """Who serves which expert and how loaded each is."""
-        stats, reports = await asyncio.gather(self.survey(), self.reports())
-        return experts_json(stats, reports, _own_identity())
+        stats, views = await asyncio.gather(self.survey(), self._look())
+        counts = added(self._known.values())
+        return experts_json(
+            stats,
+            [view.report for view in views],
+            expert_tokens(counts),
+            repeat_rates(counts),
+            _own_identity(),
+        )
 
     async def metrics(self) -> str:
-        """Prometheus text of all actors."""
-        stats, reports = await asyncio.gather(self.survey(), self.reports())
-        return metrics_text(stats, reports, self._model_name)
+        """Prometheus text of the whole deployment."""
+        views = await self._look()
+        gauges = {series: value for view in views for series, value in view.gauges.items()}
+        recent = total_tokens([view.recent_tokens for view in views])
+        counts = added(self._known.values())
+        return metrics_text(counts, gauges | shares(recent), self._model_name)
 
     async def change(self, change: PlacementChange) -> list[ChangeReport]:
         """Have every pipeline change its placement; returns when it is in force in all.
@@ -130,6 +167,15 @@ class Fleet:
         if not made:
             raise _refusal(answers[0])
         return sorted(made, key=lambda report: report.pipeline)
+
+
+async def _answers(response: DeploymentBroadcastResponse, kind: type[Answer]) -> list[Answer]:
+    """What was answered in time."""
+    try:
+        answers = await response.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+    except BROKEN:
+        return []
+    return [answer for answer in answers if isinstance(answer, kind)]
 
 
 def _refusal(answer: object) -> ApiError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from time import perf_counter
@@ -35,8 +34,6 @@ from actors.serving_state import ServingState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BODY_SCHEMAS = "#/components/schemas/{model}"
-
-logger = logging.getLogger(__name__)
 
 
 class HttpApi(FastAPI):
@@ -188,13 +185,8 @@ async def version(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text: this ingress's, then the actors'. A silent engine leaves its part out."""
-    state = _state(request)
-    text = state.metrics.text()
-    try:
-        text += await state.source.engine_metrics()
-    except ApiError as error:
-        logger.warning("metrics without the engine's: %s", error)
+    """Prometheus text of the whole deployment, whichever of its ingresses is asked."""
+    text = await _state(request).source.metrics()
     return PlainTextResponse(text, media_type=METRICS_TYPE)
 
 

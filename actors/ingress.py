@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.assignment import MAX_KEYS, Assigner
 from actors.doors import Doors, KeyDigests, is_loopback
+from actors.fleet import Fleet
 from actors.http_api import create_api
 from actors.model_plan import generation_defaults
 from actors.naming import namespace_of
@@ -23,6 +24,7 @@ from actors.pipeline_client import PipelineClient
 from actors.rate_limits import RateLimits
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
+from actors.tally import Tally
 from actors.waiting_line import LineLimits, WaitingLine
 from configs.schema import WindroseConfig
 from model.chat_template import chat_format
@@ -62,11 +64,19 @@ class Ingress:
     ) -> None:
         context = serve.get_replica_context()
         ingress_id = uuid.uuid4().hex
+        metrics = RequestMetrics()
+        self._fleet = Fleet(
+            router,
+            serve.get_deployment_handle(context.deployment, context.app_name),
+            namespace_of(context.app_name),
+            config.model_name,
+            (f"ingress/{ingress_id}", metrics),
+        )
         source = PipelineClient(
             router,
             namespace_of(context.app_name),
             ingress_id,
-            config.model_name,
+            self._fleet,
             config.pipeline_wait_s,
             PipelineChoice(_assigner(config)),
             asleep_is_ready=config.max_replicas is not None and config.min_replicas == 0,
@@ -81,7 +91,7 @@ class Ingress:
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             source=source,
-            metrics=RequestMetrics(config.model_name),
+            metrics=metrics,
             started_s=int(time.time()),
             version=version("windrose"),
             ingress_id=ingress_id,
@@ -96,6 +106,10 @@ class Ingress:
                 _share(config.max_tokens_per_minute, config.ingress_replicas),
             ),
         )
+
+    async def tally(self, heard: Tally) -> Tally:
+        """All counts that this ingress knows, for one that has `heard` so much."""
+        return self._fleet.tally(heard)
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests and wait for the accepted ones; returns how many did not finish.

@@ -32,10 +32,12 @@ from actors.patience import forget, within
 from actors.pipeline_choice import fits
 from actors.pipeline_load import PipelineLoad
 from actors.pipeline_report import PipelineReport
+from actors.pipeline_tally import PipelineTally, PipelineView
 from actors.placement_messages import ChangeRefused, PlacementChange
 from actors.pulse import Pulse
 from actors.recovery import describe
 from actors.spawn import Spawner
+from actors.tally import Tally
 from configs.schema import WindroseConfig
 from model.placement import split_evenly
 
@@ -65,6 +67,7 @@ class Pipeline:
         )
         self._groups = Groups(host, plan.num_attention, config.peer_timeout_s)
         self._balance = BalanceWatch(config)
+        self._tally = PipelineTally(name, config.redundant_experts)
         self._wished = asyncio.Event()
         self._placement: LivePlacement | None = None
         if plan.num_expert:
@@ -218,6 +221,7 @@ class Pipeline:
         return await self._placement.change(change)
 
     def _on_stats(self, stats: Mapping[int, ActorStats]) -> None:
+        self._tally.take(time.monotonic(), stats)
         for rank in self._crew.attention:
             if rank in stats:
                 self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
@@ -226,6 +230,15 @@ class Pipeline:
         )
         if self._placement is not None:
             self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
+
+    async def view(self, heard: Tally, *, fresh: bool) -> PipelineView:
+        """This pipeline and its counts for one who has `heard` others; `fresh`: to this moment.
+
+        Otherwise they are at most a second old.
+        """
+        if fresh:
+            self._tally.take(time.monotonic(), await self._pulse.ask())
+        return self._tally.view(time.monotonic(), heard, self.report())
 
     def report(self) -> PipelineReport:
         """This pipeline at this moment."""

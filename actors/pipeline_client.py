@@ -45,7 +45,7 @@ class PipelineClient:
         router: DeploymentHandle[Router],
         namespace: str,
         ingress_id: str,
-        model_name: str,
+        fleet: Fleet,
         wait_timeout_s: float,
         choice: PipelineChoice,
         *,
@@ -64,7 +64,8 @@ class PipelineClient:
         self._tasks: set[asyncio.Task[None]] = set()
         self._choice = choice
         self._asleep_is_ready = asleep_is_ready
-        self._fleet = Fleet(router, namespace, model_name, self._on_look)
+        self._fleet = fleet
+        fleet.on_look = self._on_look
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         """The request's events in order; closing the generator early aborts the sequence.
@@ -290,8 +291,8 @@ class PipelineClient:
         """Change who serves which expert, in all pipelines. Raises ApiError."""
         return await self._fleet.change(change)
 
-    async def engine_metrics(self) -> str:
-        """Prometheus text of all actors."""
+    async def metrics(self) -> str:
+        """Prometheus text of the whole deployment."""
         return await self._fleet.metrics()
 
     def ready(self) -> bool:

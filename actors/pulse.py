@@ -73,7 +73,7 @@ class Pulse:
         while True:
             began_s = time.monotonic()
             members = dict(self._crew.serving)
-            answers = await asyncio.gather(*(self._ask(member) for member in members.values()))
+            answers = await self._answers(members)
             now_s = time.monotonic()
             stats: dict[int, ActorStats] = {}
             for (rank, member), answer in zip(members.items(), answers, strict=True):
@@ -89,6 +89,15 @@ class Pulse:
             except Exception:  # whatever is made of the stats, hangs must be noticed
                 logger.exception("the actors' stats could not be taken in")
             await asyncio.sleep(max(0.0, began_s + _BEAT_S - time.monotonic()))
+
+    async def ask(self) -> dict[int, ActorStats]:
+        """The stats of all serving actors that answer within a second, now."""
+        members = dict(self._crew.serving)
+        answers = zip(members, await self._answers(members), strict=True)
+        return {rank: answer for rank, answer in answers if answer is not None}
+
+    async def _answers(self, members: Mapping[int, Member]) -> list[ActorStats | None]:
+        return await asyncio.gather(*(self._ask(member) for member in members.values()))
 
     async def _ask(self, member: Member) -> ActorStats | None:
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from actors.histogram import Histogram
+from actors.metric_table import RECOVERY_SECONDS
 from actors.recovery import Cause
 
-BUCKETS_S = (0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0)
 _KEPT = 100
 
 
@@ -33,8 +34,7 @@ class RecoveryCounts:
     """All interruptions since the pipeline began; counters for Prometheus."""
 
     lost: dict[tuple[str, Cause], int]  # actors, by role and cause
-    bucket_counts: tuple[int, ...]  # interruptions that took at most BUCKETS_S[i], or longer
-    total_s: float
+    seconds: tuple[float, ...]  # how long they took: a Histogram's value
 
 
 @dataclass(slots=True)
@@ -43,17 +43,14 @@ class RecoveryLog:
 
     recent: list[Recovery] = field(default_factory=list)
     _lost: Counter[tuple[str, Cause]] = field(default_factory=Counter)
-    _buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
-    _total_s: float = 0.0
+    _seconds: Histogram = field(default_factory=lambda: Histogram(RECOVERY_SECONDS.buckets))
 
     def add(self, recovery: Recovery) -> None:
         """Note one more."""
         self.recent = [*self.recent, recovery][-_KEPT:]
         self._lost.update((role, recovery.cause) for role, _rank in recovery.dead)
-        longer = sum(recovery.total_s > bound for bound in BUCKETS_S)
-        self._buckets[longer] += 1
-        self._total_s += recovery.total_s
+        self._seconds.observe(recovery.total_s)
 
     def counts(self) -> RecoveryCounts:
         """A snapshot."""
-        return RecoveryCounts(dict(self._lost), tuple(self._buckets), self._total_s)
+        return RecoveryCounts(dict(self._lost), self._seconds.value)

@@ -1,81 +1,70 @@
-"""Prometheus metrics that only the ingress can measure: what a client sees of a request."""
+"""What only the ingress can measure: what a client sees of a request. Of one ingress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from actors import metric_table as table
+from actors.histogram import Histogram
+from actors.messages import FinishReason
+from actors.metric_table import Metric
+from actors.tally import Series, Value
 
-TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
-ITL_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 2, 5, 10)
-E2E_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+Observe = Callable[[Metric, float], None]
 
 
 class RequestMetrics:
-    """Counters and histograms of one ingress, in a registry of their own.
+    """Counters and histograms of one ingress since it began."""
 
-    "Request" means one sequence, as in the engine's metrics: `n` choices count n times.
-    """
-
-    def __init__(self, model_name: str) -> None:
-        self._registry = CollectorRegistry()
-        self._model_name = model_name
-        self._ttft = self._histogram(
-            "windrose_time_to_first_token_seconds", "Arrival to first token", TTFT_BUCKETS_S
-        )
-        self._itl = self._histogram(
-            "windrose_inter_token_latency_seconds", "Between two tokens of a request", ITL_BUCKETS_S
-        )
-        self._e2e = self._histogram(
-            "windrose_e2e_request_latency_seconds", "Arrival to last token", E2E_BUCKETS_S
-        )
-        self._prompt_tokens = self._counter("windrose_prompt_tokens", "Prompt tokens accepted")
-        self._generation_tokens = self._counter("windrose_generation_tokens", "Tokens generated")
-        self._success = Counter(
-            "windrose_request_success",
-            "Requests that ended, by why (abort: the client went away)",
-            ["model_name", "finished_reason"],
-            registry=self._registry,
-        )
-        self._refused = Counter(
-            "windrose_requests_refused",
-            "Requests answered with an error, by HTTP status",
-            ["model_name", "code"],
-            registry=self._registry,
-        )
+    def __init__(self, observed: Observe | None = None) -> None:
+        """`observed` hears of every measurement of a histogram."""
+        self._histograms = {
+            metric: Histogram(metric.buckets) for metric in (table.TTFT, table.ITL, table.E2E)
+        }
+        self._counters: dict[Series, float] = {
+            (table.PROMPT_TOKENS.name,): 0.0,
+            (table.GENERATION_TOKENS.name,): 0.0,
+            **{(table.FINISHED.name, reason): 0.0 for reason in get_args(FinishReason)},
+        }
+        self._observed = observed
 
     def accepted(self, prompt_tokens: int) -> None:
         """A sequence was handed to the token source."""
-        self._prompt_tokens.inc(prompt_tokens)
+        self._count(table.PROMPT_TOKENS, prompt_tokens)
 
     def first_tokens(self, count: int, since_arrival_s: float) -> None:
         """The first event of a sequence came, with `count` tokens."""
-        self._ttft.observe(since_arrival_s)
-        self._generation_tokens.inc(count)
+        self._observe(table.TTFT, since_arrival_s)
+        self._count(table.GENERATION_TOKENS, count)
 
     def more_tokens(self, count: int, gap_s: float) -> None:
         """`count` tokens came `gap_s` after the event before; each counts as an equal share."""
-        for _ in range(count):
-            self._itl.observe(gap_s / count)
-        self._generation_tokens.inc(count)
+        self._observe(table.ITL, gap_s / count, count)
+        self._count(table.GENERATION_TOKENS, count)
 
     def finished(self, reason: str, since_arrival_s: float) -> None:
         """A sequence ended with "stop" or "length", or was left by its client ("abort")."""
-        self._success.labels(self._model_name, reason).inc()
-        self._e2e.observe(since_arrival_s)
+        self._count(table.FINISHED, 1, reason)
+        self._observe(table.E2E, since_arrival_s)
 
     def refused(self, status: HTTPStatus) -> None:
         """A request ended in an error."""
-        self._refused.labels(self._model_name, str(status.value)).inc()
+        self._count(table.REFUSED, 1, str(status.value))
 
-    def text(self) -> str:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self._registry).decode()
+    def counts(self) -> dict[Series, Value]:
+        """All of it so far."""
+        counts = {series: (value,) for series, value in self._counters.items()}
+        told = {(metric.name,): one.value for metric, one in self._histograms.items()}
+        return counts | told
 
-    def _histogram(self, name: str, about: str, buckets_s: tuple[float, ...]) -> Histogram:
-        family = Histogram(name, about, ["model_name"], registry=self._registry, buckets=buckets_s)
-        return family.labels(self._model_name)
+    def _observe(self, metric: Metric, value: float, times: int = 1) -> None:
+        self._histograms[metric].observe(value, times)
+        if self._observed is not None:
+            for _ in range(times):
+                self._observed(metric, value)
 
-    def _counter(self, name: str, about: str) -> Counter:
-        family = Counter(name, about, ["model_name"], registry=self._registry)
-        return family.labels(self._model_name)
+    def _count(self, metric: Metric, amount: float, *labels: str) -> None:
+        series = (metric.name, *labels)
+        self._counters[series] = self._counters.get(series, 0.0) + amount

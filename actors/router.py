@@ -20,8 +20,9 @@ from actors.messages import GenerateRequest
 from actors.model_plan import plan_model
 from actors.naming import pipeline_name
 from actors.pipeline import Pipeline
-from actors.pipeline_report import PipelineReport
+from actors.pipeline_tally import PipelineView
 from actors.placement_messages import PlacementChange
+from actors.tally import Tally
 from configs.schema import WindroseConfig
 from model.fingerprint import weights_fingerprint
 
@@ -69,9 +70,9 @@ class Router:
         """Change who holds which expert; returns when it is in force, or why it is not."""
         return await self._pipeline.change(change)
 
-    async def report(self) -> PipelineReport:
-        """The pipeline at this moment."""
-        return self._pipeline.report()
+    async def view(self, heard: Tally, fresh: bool) -> PipelineView:
+        """The pipeline and what it and others have counted; takes in what the asker has heard."""
+        return await self._pipeline.view(heard, fresh=fresh)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The load, for Serve, which asks while the number of pipelines follows it."""

@@ -35,6 +35,7 @@ class RunningSequence:
     num_offered: int = 0  # leading blocks that the prefix cache gave or was given
     num_cached_tokens: int | None = None  # found computed when it was first admitted
     decoding: bool = False  # past prefill: exactly the last token is not computed yet
+    begun: bool = False  # a row of it has been in a step
     ended: bool = False  # finished, or aborted while its chunk is in flight
     failed: bool = False  # ended by the model: what it has in the KV cache is not to be shared
     num_preemptions: int = 0

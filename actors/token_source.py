@@ -32,8 +32,8 @@ class TokenSource(Protocol):
         """
         ...
 
-    async def engine_metrics(self) -> str:
-        """Prometheus text of the actors' own metrics; no name of actors/request_metrics.py."""
+    async def metrics(self) -> str:
+        """Prometheus text of the whole deployment: what is known of it now."""
         ...
 
     def ready(self) -> bool:

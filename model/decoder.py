@@ -94,7 +94,7 @@ class Decoder:
         began_s = perf_counter()
         self._run_layers(flows, cache)
         self.layers_s = perf_counter() - began_s
-        self._feed_forward.finish_step(batch.num_rows)
+        self._feed_forward.finish_step([flow.context.batch for flow in flows])
         x_TD = flows[0].x_TD if len(flows) == 1 else torch.cat([flow.x_TD for flow in flows])
         sampled_CD = x_TD.index_select(0, sample_rows_C)
         return self._weights.head(self._weights.norm(sampled_CD))

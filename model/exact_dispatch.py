@@ -118,10 +118,12 @@ class ExactDispatcher:
             if exchange.one_message:
                 assert parts.whole is not None
                 sends.append(exchange.send_rows(parts.whole, rank))
+                self.times.sent_bytes += parts.whole.nbytes
             else:
                 sends.append(exchange.send_routing(parts.routing, rank))
                 if count:
                     sends.append(exchange.send_rows(parts.rows_ND, rank))
+                self.times.sent_bytes += parts.routing.nbytes + parts.rows_ND.nbytes
         places_JT = packed.places_JT.to(self._device)
         self.times.communication_s += perf_counter() - began_s
         return DispatchedRows(flight, places_JT, arrivals, sends)

@@ -208,6 +208,7 @@ class ExpertServer:
             sends.append(self._exchange.send_result(y_RD[offset : offset + count], rank))
             offset += count
         self.times.rows += offset
+        self.times.sent_bytes += y_RD.nbytes
         self.times.compute_s += ended_s - began_s
         self.times.communication_s += perf_counter() - ended_s + began_s - arrived_s
         return sends

@@ -15,6 +15,7 @@ from model.expert_load import ExpertLoad
 from model.experts import Expert, PackedExpert
 from model.gate import Gate
 from model.role_times import RoleTimes
+from model.step_batch import StepBatch
 
 
 class FeedForward(Protocol):
@@ -34,8 +35,8 @@ class FeedForward(Protocol):
         """Return y_TD, what the layer adds to its rows."""
         ...
 
-    def finish_step(self, num_rows: int) -> None:
-        """Count what the layers of a step of so many rows did."""
+    def finish_step(self, batches: Sequence[StepBatch]) -> None:
+        """Count what the layers of a step did, in its micro-batches or the one batch."""
         ...
 
 
@@ -59,9 +60,14 @@ class MixtureOfExperts:
         """Take the experts' weighted sums back."""
         return self._dispatcher.combine(begun)
 
-    def finish_step(self, num_rows: int) -> None:
+    def finish_step(self, batches: Sequence[StepBatch]) -> None:
         """Count the choices."""
-        self._load.finish_step(num_rows)
+        slots = [one.slots_T for one in batches]
+        previous = [one.previous_slots_T for one in batches]
+        if len(batches) == 1:
+            self._load.finish_step(slots[0], previous[0])
+        else:
+            self._load.finish_step(torch.cat(slots), torch.cat(previous))
 
 
 class DenseFeedForward:
@@ -79,5 +85,5 @@ class DenseFeedForward:
         """Return what `begin` computed."""
         return begun
 
-    def finish_step(self, num_rows: int) -> None:
+    def finish_step(self, batches: Sequence[StepBatch]) -> None:
         """Nothing was chosen, nothing is counted."""

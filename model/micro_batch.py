@@ -60,6 +60,7 @@ def _cut(batch: StepBatch, decodes: range, prefills: range, block_size: int) -> 
             token_ids_T=batch.token_ids_T[rows_T],
             positions_T=batch.positions_T[rows_T],
             slots_T=batch.slots_T[rows_T],
+            previous_slots_T=batch.previous_slots_T[rows_T],
             decode_blocks_BN=batch.decode_blocks_BN[here],
             decode_lengths_B=batch.decode_lengths_B[here],
             prefills=_cut_chunks(batch.prefills, prefills, len(decodes), block_size),

@@ -19,6 +19,7 @@ class RoleTimes:
     communication_s: float = 0.0
     steps: int = 0
     rows: int = 0  # of an expert rank: over all layers
+    sent_bytes: int = 0  # of the messages that carry rows and sums
 
     @property
     def away_s(self) -> float:

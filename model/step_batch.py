@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from model.expert_repeats import NONE
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -48,6 +50,7 @@ class StepBatch:
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
     slots_T: torch.Tensor
+    previous_slots_T: torch.Tensor  # of the token before each row's in its sequence, or NONE
     decode_blocks_BN: torch.Tensor
     decode_lengths_B: torch.Tensor  # tokens in the table, the row's own included
     prefills: tuple[PrefillChunk, ...]
@@ -73,6 +76,7 @@ def build_batch(
     token_ids = np.empty(num_rows, np.int64)
     positions = np.empty(num_rows, np.int64)
     slots = np.empty(num_rows, np.int64)
+    previous = np.empty(num_rows, np.int64)
     sample_rows = list(range(num_decodes))
 
     if num_decodes:
@@ -91,6 +95,10 @@ def build_batch(
         last = blocks[np.arange(num_decodes), widths - 1]
         slots[:num_decodes] = last * block_size + starts % block_size
         lengths = starts + 1
+        before = np.maximum(starts - 1, 0)
+        held = blocks[np.arange(num_decodes), before // block_size]
+        previous[:num_decodes] = held * block_size + before % block_size
+        previous[:num_decodes][starts == 0] = NONE
     else:
         blocks = np.zeros((0, 0), np.int64)
         lengths = np.zeros(0, np.int64)
@@ -106,6 +114,11 @@ def build_batch(
         positions[row : row + size] = np.arange(chunk.start, chunk.start + size)
         table = np.asarray(chunk.block_ids[: -(-end // block_size)], np.int64)
         slots[row : row + size] = table[where // block_size] * block_size + where % block_size
+        previous[row + 1 : row + size] = slots[row : row + size - 1]
+        last = start - 1
+        previous[row] = NONE
+        if last >= 0:
+            previous[row] = table[last // block_size] * block_size + last % block_size
         laid_out.append(
             PrefillChunk(row, size, start, torch.from_numpy(table).unsqueeze(0).to(device))
         )
@@ -117,6 +130,7 @@ def build_batch(
         token_ids_T=torch.from_numpy(token_ids).to(device),
         positions_T=torch.from_numpy(positions).to(device),
         slots_T=torch.from_numpy(slots).to(device),
+        previous_slots_T=torch.from_numpy(previous).to(device),
         decode_blocks_BN=torch.from_numpy(blocks).to(device),
         decode_lengths_B=torch.from_numpy(lengths).to(device),
         prefills=tuple(laid_out),

@@ -15,6 +15,12 @@ from typing import NoReturn
 
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
 from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
+from ops.watch_flags import (
+    GRAFANA_EXAMPLES,
+    add_grafana_arguments,
+    add_top_arguments,
+    grafana_token,
+)
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as shells show SIGINT
@@ -27,6 +33,7 @@ examples:
   windrose chat "What is a wind rose?"              ask one question
   windrose experts                                  who serves which expert, how loaded each is
   windrose experts replicate 3                      a second rank for a hot expert
+  windrose top                                      watch requests, actors and experts
 
 `windrose COMMAND --help` tells more.
 """
@@ -138,6 +145,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_api_key(experts)
     add_experts_arguments(experts, _change, argv)
 
+    grafana = command("grafana", _push, "bring the dashboards into a Grafana", GRAFANA_EXAMPLES)
+    add_grafana_arguments(grafana)
+    top = command("top", _top, "watch a running server: requests, actors and experts, live")
+    add_url(top)
+    add_api_key(top)
+    add_top_arguments(top)
+
     command("version", _print_version, "print the version")
     return parser
 
@@ -177,11 +191,16 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _experts(args: argparse.Namespace) -> int:
     from ops.client import ServerError
-    from ops.experts import show_experts
+    from ops.experts import Form, show_experts
 
     try:
         api_key = api_key_of(args.api_key, os.environ)
-        return show_experts(args.url, api_key, layer=args.layer, as_json=args.json)
+        if args.watch:
+            from ops.top import watch_experts
+
+            return watch_experts(args.url, api_key, layer=args.layer)
+        form: Form = "json" if args.json else "repeats" if args.repeat_rate else "load"
+        return show_experts(args.url, api_key, layer=args.layer, form=form)
     except ServerError as error:
         return _failed("experts", error)
     except ValueError as error:
@@ -200,6 +219,35 @@ def _change(args: argparse.Namespace) -> int:
         return change_placement(args.url, api_key, args.change, body, as_json=args.json)
     except ServerError as error:
         return _failed(f"experts {args.change}", error)
+
+
+def _push(args: argparse.Namespace) -> int:
+    from ops.grafana.push import PushError, push
+
+    try:
+        return push(args.url, grafana_token(args))
+    except PushError as error:
+        return _failed("grafana push", error)
+    except ValueError as error:
+        return _failed("grafana push", error, EXIT_USAGE)
+
+
+def _top(args: argparse.Namespace) -> int:
+    from ops.client import ServerError
+    from ops.top import watch_server
+
+    try:
+        return watch_server(
+            args.url,
+            api_key_of(args.api_key, os.environ),
+            layer=args.layer,
+            interval_s=args.interval,
+            once=args.once,
+        )
+    except ServerError as error:
+        return _failed("top", error)
+    except ValueError as error:
+        return _failed("top", error, EXIT_USAGE)
 
 
 def _failed(command: str, error: Exception, status: int = 1) -> int:

@@ -59,6 +59,18 @@ def get_json(client: httpx.Client, path: str) -> Any:
     return _json_of(client, response)
 
 
+def get_text(client: httpx.Client, path: str) -> str:
+    """The body of GET `path`.
+
+    Raises:
+        ServerError: no answer, or an error.
+    """
+    with _failures_in_words(client):
+        response = client.get(path)
+    _refuse_errors(client, response)
+    return response.text
+
+
 def post_change(client: httpx.Client, path: str, body: Mapping[str, Any]) -> Any:
     """The answer to POST `path`, parsed; it may take as long as loading weights does.
 

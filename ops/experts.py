@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from ops.client import ServerError, connect, get_json
 
 _BAR_CHARS = 24
+Form = Literal["load", "repeats", "json"]
 
 
 class ActorLine(BaseModel):
@@ -36,6 +38,7 @@ class ExpertsBody(BaseModel):
     actors: list[ActorLine]
     tokens: list[list[int]]
     balancedness: float
+    repeat_rates: dict[str, list[float]] = {}  # by choice (first, any), by layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ def expert_lines(body: ExpertsBody, layer: int | None) -> list[ExpertLine]:
     ]
 
 
-def show_experts(url: str, api_key: str | None, *, layer: int | None, as_json: bool) -> int:
-    """Print the tables, or the body as it came; returns the exit status.
+def show_experts(url: str, api_key: str | None, *, layer: int | None, form: Form) -> int:
+    """Print who holds what, or the repeats, or the body as it came; returns the exit status.
 
     Raises:
         ServerError: the server does not answer, or not as Windrose.
@@ -76,23 +79,26 @@ def show_experts(url: str, api_key: str | None, *, layer: int | None, as_json: b
     """
     with connect(url, api_key) as client:
         answer = get_json(client, "/v1/experts")
-    if as_json:
+    if form == "json":
         print(json.dumps(answer, indent=2))
         return 0
     try:
         body = ExpertsBody.model_validate(answer)
-        lines = expert_lines(body, layer)
+        expert_lines(body, layer)
     except (ValidationError, IndexError) as error:
         raise ServerError(f"{url}/v1/experts did not answer as Windrose does") from error
     console = Console(markup=False, highlight=False)
-    console.print(_expert_table(body, lines, layer, ascii_only=console.options.ascii_only))
+    if form == "repeats":
+        console.print(_repeat_table(body))
+        return 0
+    console.print(expert_table(body, layer, ascii_only=console.options.ascii_only))
     console.print(_actor_table(body))
     return 0
 
 
-def _expert_table(
-    body: ExpertsBody, lines: list[ExpertLine], layer: int | None, *, ascii_only: bool
-) -> Table:
+def expert_table(body: ExpertsBody, layer: int | None, *, ascii_only: bool) -> Table:
+    """Experts with their ranks and their load, as bars. ValueError: there is no such layer."""
+    lines = expert_lines(body, layer)
     where = f"all {len(body.tokens)} layers" if layer is None else f"layer {layer}"
     total = sum(line.tokens for line in lines)
     most = max((line.tokens for line in lines), default=0)
@@ -125,6 +131,23 @@ def _caption(body: ExpertsBody, lines: list[ExpertLine], layer: int | None) -> s
         return overall
     loads = [line.tokens for line in lines]
     return f"{overall}, {sum(loads) / len(loads) / max(loads):.2f} in this one"
+
+
+def _repeat_table(body: ExpertsBody) -> Table:
+    """By layer, how often a token goes to an expert that the one before it went to."""
+    table = Table(
+        title="Tokens that go to an expert of the token before",
+        caption="same: its first choice is the first choice again; common: any of its experts is",
+    )
+    for heading in ("layer", "same", "common"):
+        table.add_column(heading, justify="right")
+    rates = body.repeat_rates
+    pairs = zip(rates.get("first", []), rates.get("any", []), strict=True)
+    for layer, (first, common) in enumerate(pairs):
+        table.add_row(str(layer), f"{first:.1%}", f"{common:.1%}")
+    if not table.rows:
+        table.caption = "no tokens yet"
+    return table
 
 
 def _actor_table(body: ExpertsBody) -> Table:

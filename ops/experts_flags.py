@@ -21,6 +21,8 @@ max load: 1 is even. The changes take effect while requests run.
 examples:
   windrose experts
   windrose experts --layer 0
+  windrose experts --watch
+  windrose experts --repeat-rate
   windrose experts --json
   windrose experts replicate 3
   windrose experts rebalance --dry-run
@@ -83,12 +85,21 @@ def add_experts_arguments(
     """
     form = experts.add_mutually_exclusive_group()
     form.add_argument("--layer", type=int, metavar="L", help="this layer; default: all together")
+    form.add_argument(
+        "--repeat-rate",
+        action="store_true",
+        help="how often a token goes to an expert of the token before it",
+    )
+    experts.add_argument(
+        "--watch", action="store_true", help="the load of the last seconds, again and again"
+    )
     form.add_argument("--json", action="store_true", help="what GET /v1/experts answers, as it is")
     # With a place for a change, `experts --lay 1` would be told that "1" is none, not of --lay.
     if argv[1:2] and argv[1].startswith("-") and not {"-h", "--help", *CHANGES} & set(argv):
         return
     experts.usage = (
-        "%(prog)s [--url URL] [--api-key KEY] [--layer L | --json]\n       %(prog)s CHANGE ..."
+        "%(prog)s [--url URL] [--api-key KEY] [--layer L | --repeat-rate | --json] [--watch]\n"
+        "       %(prog)s CHANGE ..."
     )
     changes = experts.add_subparsers(title="changes", metavar="CHANGE", prog=experts.prog)
 

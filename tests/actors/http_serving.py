@@ -21,6 +21,8 @@ from sentencepiece import SentencePieceProcessor
 from actors.errors import ApiError
 from actors.http_api import create_api
 from actors.messages import GenerateRequest, TokenEvent
+from actors.metric_table import RUNNING
+from actors.metrics_text import metrics_text
 from actors.placement_messages import ChangeReport, PlacementChange
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
@@ -70,6 +72,7 @@ class FakeSource:
         self.waiting = threading.Event()  # a script came to its None
         self.closings = threading.Semaphore(0)
         self.is_ready = True
+        self.request_metrics = RequestMetrics()
         self.changes: list[PlacementChange] = []
         self.change_answer: list[ChangeReport] | Exception = []
 
@@ -103,8 +106,8 @@ class FakeSource:
             raise self.change_answer
         return self.change_answer
 
-    async def engine_metrics(self) -> str:
-        return "# TYPE windrose_num_requests_running gauge\nwindrose_num_requests_running 2.0\n"
+    async def metrics(self) -> str:
+        return metrics_text(self.request_metrics.counts(), {(RUNNING.name, "p0", "0"): 2.0}, MODEL)
 
     def ready(self) -> bool:
         return self.is_ready
@@ -118,11 +121,13 @@ def make_state(script: Script | None = None, **changes: Any) -> ServingState:
         "max_model_len": MAX_MODEL_LEN,
         "vocab_size": 32000,
         "source": FakeSource(script or says("Hello there")),
-        "metrics": RequestMetrics(MODEL),
+        "metrics": RequestMetrics(),
         "started_s": 1_700_000_000,
         "version": "9.9.9",
     }
-    return ServingState(**(fields | changes))
+    state = ServingState(**(fields | changes))
+    source_of(state).request_metrics = state.metrics
+    return state
 
 
 def source_of(state: ServingState) -> FakeSource:

@@ -1,4 +1,4 @@
-"""What is made of the actors' words: the JSON of /v1/experts and the text of /metrics."""
+"""What is made of the actors' words: the JSON of /v1/experts, and a pipeline's part of /metrics."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.actor_stats import ActorIdentity, ActorStats
+from actors.metrics_text import metrics_text
 from actors.pipeline_report import BalanceReport, PipelineReport
+from actors.pipeline_tally import PipelineTally, actor_counts, shares
 from actors.recovery_log import Recovery, RecoveryLog
 from actors.start_times import StartTimes
-from actors.survey import balancedness, experts_json, metrics_text, total_tokens
+from actors.survey import balancedness, experts_json, total_tokens
+from actors.tally import added
 
 
 def actor(
@@ -60,6 +63,7 @@ APART = [
     ),
 ]
 
+TOKENS = [[6, 4, 2], [1, 2, 9]]
 INGRESS = ActorIdentity("", -1, "ingress", 77, "10.0.0.1", "cpu")
 
 
@@ -87,8 +91,9 @@ def report(*recoveries: Recovery, **fields: Any) -> PipelineReport:
 
 
 def test_tokens_are_summed_over_actors() -> None:
-    assert total_tokens(APART) == [[6, 4, 2], [1, 2, 9]]
-    assert total_tokens(APART[2:]) == []
+    tables = [one.expert_tokens for one in APART]
+    assert total_tokens(tables) == TOKENS
+    assert total_tokens(tables[2:]) == []
     assert total_tokens([]) == []
 
 
@@ -110,7 +115,7 @@ def test_balancedness_is_mean_over_max_averaged_over_layers(
 
 
 def test_experts_apart_as_json() -> None:
-    body = json.loads(json.dumps(experts_json(APART, [report()], INGRESS)))
+    body = json.loads(json.dumps(experts_json(APART, [report()], TOKENS, {}, INGRESS)))
     assert body["placement_version"] == 5
     assert body["placement"] == [[[2], [2], [3]], [[3], [2], [2, 3]]]
     assert body["tokens"] == [[6, 4, 2], [1, 2, 9]]
@@ -139,26 +144,27 @@ def test_colocated_experts_are_on_every_attention_rank_of_their_pipeline() -> No
         actor(1, "attention", expert_tokens=[[3, 4]]),
         actor(0, "attention", "p1", expert_tokens=[[5, 6]]),
     ]
-    body = experts_json(stats, [], INGRESS)
+    body = experts_json(stats, [], [[9, 12]], {}, INGRESS)
     assert body["placement"] == [[[0, 1], [0, 1]]]
     assert body["tokens"] == [[9, 12]]
 
 
 def test_a_model_without_experts_has_an_empty_placement_and_no_series_of_experts() -> None:
     stats = [actor(rank, "attention", num_rows=3, num_running=1) for rank in (0, 1)]
-    body = experts_json(stats, [report(target=(), changes={})], INGRESS)
+    body = experts_json(stats, [report(target=(), changes={})], [], {}, INGRESS)
     assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
     assert len(cast(list[object], body["actors"])) == 4
-    families = text_string_to_metric_families(metrics_text(stats, [], "dense"))
+    counts = {series: value for one in stats for series, value in actor_counts(one).items()}
+    families = text_string_to_metric_families(metrics_text(counts, {}, "dense"))
     samples = {family.name: family.samples for family in families}
-    assert samples["windrose_expert_tokens"] == samples["windrose_expert_actor_rows"] == []
+    assert not samples.get("windrose_expert_tokens") and not samples.get("windrose_expert_pairs")
     assert [sample.value for sample in samples["windrose_engine_rows"]] == [3, 3]
 
 
 def test_actors_that_have_not_begun_make_valid_json() -> None:
-    body = experts_json([replace(actor(0, "attention"), phase="loading")], [], INGRESS)
+    body = experts_json([replace(actor(0, "attention"), phase="loading")], [], [], {}, INGRESS)
     assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
-    actors = cast(list[dict[str, object]], experts_json([], [], INGRESS)["actors"])
+    actors = cast(list[dict[str, object]], experts_json([], [], [], {}, INGRESS)["actors"])
     assert [one["role"] for one in actors] == ["ingress"]
 
 
@@ -166,7 +172,9 @@ def test_a_pipeline_that_waits_for_an_actor_says_why() -> None:
     waiting = report(
         serving=False, obstacle="no holder", filling=(2, 3), faults={3: "CheckpointError: x"}
     )
-    (told,) = cast(list[dict[str, Any]], experts_json(APART, [waiting], INGRESS)["pipelines"])
+    (told,) = cast(
+        list[dict[str, Any]], experts_json(APART, [waiting], TOKENS, {}, INGRESS)["pipelines"]
+    )
     assert (told["serving"], told["obstacle"]) == (False, "no holder")
     assert told["target"] == PLACEMENT
     assert told["replacing"] == [
@@ -178,11 +186,17 @@ def test_a_pipeline_that_waits_for_an_actor_says_why() -> None:
 
 
 def samples(
-    stats: list[ActorStats], *reports: PipelineReport
+    stats: list[ActorStats], told: PipelineReport | None = None
 ) -> dict[tuple[str, tuple[str, ...]], float]:
     """Every sample: (name, label values by label, without the model's) -> value."""
+    tally = PipelineTally("p0", redundant_experts=1)
+    tally.take(1.0, {one.identity.rank: one for one in stats})
+    view = tally.view(1.0, {}, told or report())
+    text = metrics_text(
+        added(view.tally.values()), dict(view.gauges) | shares(view.recent_tokens), "tiny"
+    )
     found: dict[tuple[str, tuple[str, ...]], float] = {}
-    for family in text_string_to_metric_families(metrics_text(stats, reports, "tiny")):
+    for family in text_string_to_metric_families(text):
         assert family.documentation
         for sample in family.samples:
             labels = dict(sample.labels)
@@ -234,7 +248,7 @@ def test_metrics_of_all_actors() -> None:
     ]:
         assert spent[phase, "p0", place, role] == seconds
     # Attention actors have no expert actor's series, nor the reverse.
-    ranks = {(name, labels[-1]) for name, labels in found if labels[0] == "p0"}
+    ranks = {(name, labels[-1]) for name, labels in found if labels[:1] == ("p0",)}
     assert not any(("engine" in name or "prefix" in name) and rank in "23" for name, rank in ranks)
     assert not any("expert_actor" in name and rank in "01" for name, rank in ranks)
 
@@ -259,7 +273,8 @@ def test_recoveries_are_told_by_role_and_cause() -> None:
     assert buckets["+Inf"] == 3
     assert found["windrose_placement_changes_total", ("applied", "p0")] == 2
     told = cast(
-        list[dict[str, object]], experts_json(APART, [report(*deaths)], INGRESS)["recoveries"]
+        list[dict[str, object]],
+        experts_json(APART, [report(*deaths)], TOKENS, {}, INGRESS)["recoveries"],
     )
     assert [one["total_s"] for one in told] == [2.0, 4.0, 1.0]
     assert told[0]["dead"] == (("expert", 2), ("expert", 3))
@@ -270,8 +285,50 @@ def test_only_the_last_recoveries_are_kept_in_full() -> None:
     told = report(*many)
     assert [recovery.at_s for recovery in told.recoveries] == [float(i) for i in range(50, 150)]
     assert told.recovery_counts.lost == {("expert", "death"): 150}
-    assert sum(told.recovery_counts.bucket_counts) == 150
+    assert told.recovery_counts.seconds[2:4] == (0.0, 150.0)  # up to 0.4 s, up to 0.8 s
 
 
 def test_metrics_without_actors_are_valid() -> None:
-    assert samples([]) == {}
+    found = samples([])
+    assert found["windrose_pipeline_serving", ("p0",)] == 1
+    assert not any("expert_tokens" in name or "engine" in name for name, _labels in found)
+
+
+def test_holders_are_the_ranks_that_serve() -> None:
+    apart, colocated = samples(APART), samples([actor(0, "attention", expert_tokens=[[1, 2]])])
+    without_3 = samples(APART[:3])
+
+    def holders(found: dict[tuple[str, tuple[str, ...]], float]) -> list[float]:
+        return [v for (name, _), v in sorted(found.items()) if name == "windrose_expert_holders"]
+
+    # By expert, then layer.
+    assert holders(apart) == [1, 1, 1, 1, 1, 2]
+    assert holders(without_3) == [1, 0, 1, 1, 0, 1]
+    assert holders(colocated) == [1, 1]
+    assert apart["windrose_redundant_experts", ("p0",)] == 1
+
+
+def test_shares_are_of_the_last_minute() -> None:
+    tally = PipelineTally("p0", 0)
+    for now_s, tokens in ((0.0, [[80, 20, 0]]), (50.0, [[80, 40, 0]]), (61.0, [[80, 40, 20]])):
+        tally.take(now_s, {0: actor(0, "attention", expert_tokens=tokens)})
+    recent = tally.view(61.0, {}, report()).recent_tokens
+    assert recent == [[0, 20, 20]]
+    assert [*shares(recent).values()] == [0, 0.5, 0.5]
+    assert [*shares([[0, 0, 0, 0]]).values()] == [0, 0, 0, 0]
+
+
+def test_a_pipelines_counts_outlive_its_actors() -> None:
+    tally = PipelineTally("p0", 0)
+    tally.take(1.0, {one.identity.rank: one for one in APART})
+    before = added(tally.view(1.0, {}, report()).tally.values())
+    successor = actor(0, "attention", expert_tokens=[[1, 0, 0], [0, 1, 0]], num_rows=1)
+    identity = replace(successor.identity, pid=5000)
+    tally.take(2.0, {0: replace(successor, identity=identity)})
+    after = added(tally.view(2.0, {}, report()).tally.values())
+    grown = {series: value for series, value in after.items() if value != before[series]}
+    assert grown == {
+        ("windrose_expert_tokens", "0", "0"): (7,),
+        ("windrose_expert_tokens", "1", "1"): (3,),
+        ("windrose_engine_rows", "p0", "0"): (10,),
+    }

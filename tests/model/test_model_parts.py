@@ -247,7 +247,7 @@ def test_a_shard_knows_what_it_holds() -> None:
 
 
 def test_load_counts_every_choice_once_and_only_finished_steps() -> None:
-    load = ExpertLoad(num_layers=3, num_experts=5, top_k=2, max_rows=16, device=CPU)
+    load = ExpertLoad(3, 5, top_k=2, num_slots=16, device=CPU)
     want = [[0] * 5 for _ in range(3)]
     for step, rows in enumerate([16, 1, 7]):
         for layer in range(3):
@@ -255,7 +255,7 @@ def test_load_counts_every_choice_once_and_only_finished_steps() -> None:
             load.record(layer, ids)
             for expert in ids.flatten().tolist():
                 want[layer][expert] += 1
-        load.finish_step(rows)
+        load.finish_step(torch.arange(rows), torch.full((rows,), -1))
     assert load.totals() == want
     assert [sum(row) for row in load.totals()] == [2 * 24] * 3
     for layer in range(3):  # a step that fails half way is not counted

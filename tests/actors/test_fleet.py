@@ -1,0 +1,139 @@
+"""Several ingresses give one answer: each asks the others and the routers, and remembers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+from unittest import mock
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors.actor_stats import ActorStats
+from actors.fleet import Fleet
+from actors.pipeline_tally import PipelineTally
+from actors.request_metrics import RequestMetrics
+from tests.actors.test_survey import actor, report
+
+
+class Broadcast:
+    """What a Serve handle's broadcast returns."""
+
+    def __init__(self, results: Sequence[object]) -> None:
+        self._results = results
+
+    async def results_async(self, **_options: object) -> Sequence[object]:
+        if not self._results:
+            raise RuntimeError("no replica is there")
+        return self._results
+
+
+class Handle:
+    """A handle of a deployment whose replicas come and go."""
+
+    def __init__(self, replicas: dict[str, Any]) -> None:
+        self._replicas = replicas
+
+    def broadcast(self, method: str, *args: object) -> Broadcast:
+        calls: list[Callable[..., object]] = [
+            getattr(one, method) for one in self._replicas.values()
+        ]
+        return Broadcast([call(*args) for call in calls])
+
+
+class FakeRouter:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tally = PipelineTally(name, 0)
+        self.now: dict[int, ActorStats] = {}
+
+    def view(self, heard: Any, fresh: bool) -> object:
+        self.tally.take(0.0, self.now)
+        plain = report()
+        told = replace(plain, router=replace(plain.router, pipeline=self.name))
+        return self.tally.view(0.0, heard, told)
+
+    def ran(self, rank: int, pid: int, rows: int) -> None:
+        one = actor(rank, "attention", self.name, num_rows=rows, expert_tokens=[[rows, rows]])
+        self.now[rank] = replace(one, identity=replace(one.identity, pid=pid))
+
+
+class World:
+    """Routers and ingresses, any of which may be gone."""
+
+    def __init__(self) -> None:
+        self.routers: dict[str, FakeRouter] = {}
+        self.ingresses: dict[str, Fleet] = {}
+        self.metrics: dict[str, RequestMetrics] = {}
+
+    def ingress(self, name: str) -> None:
+        self.metrics[name] = RequestMetrics()
+        router, ingress = cast(Any, Handle(self.routers)), cast(Any, Handle(self.ingresses))
+        self.ingresses[name] = Fleet(router, ingress, "ns", "m", (name, self.metrics[name]))
+
+    def scrape(self, name: str) -> dict[str, float]:
+        text = asyncio.run(self.ingresses[name].metrics())
+        totals: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        return totals
+
+
+def new_world() -> World:
+    world = World()
+    world.routers["p0"] = FakeRouter("p0")
+    for name in ("a", "b"):
+        world.ingress(name)
+    return world
+
+
+def test_whichever_ingress_is_asked_the_answer_is_the_deployments() -> None:
+    world = new_world()
+    world.metrics["a"].accepted(10)
+    world.metrics["b"].accepted(5)
+    world.routers["p0"].ran(0, 1, 7)
+    answers = [world.scrape(name) for name in ("a", "b", "a")]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0]["windrose_prompt_tokens_total"] == 15
+    assert answers[0]["windrose_engine_rows_total"] == 7
+    assert answers[0]["windrose_expert_tokens_total"] == 14
+    assert answers[0]["windrose_num_requests_running"] == 0
+
+
+def test_a_new_ingress_knows_what_a_dead_one_had_counted() -> None:
+    world = new_world()
+    world.metrics["a"].accepted(10)
+    world.scrape("b")
+    for name in ("a", "b"):  # both at once: the router remembers
+        del world.ingresses[name]
+    world.ingress("c")
+    assert world.scrape("c")["windrose_prompt_tokens_total"] == 10
+
+
+def test_a_new_pipeline_does_not_take_back_what_a_dead_one_had_counted() -> None:
+    world = new_world()
+    world.routers["p0"].ran(0, 1, 7)
+    world.scrape("a")
+    world.routers.clear()
+    found = world.scrape("b")
+    assert found["windrose_engine_rows_total"] == 7
+    assert "windrose_num_requests_running" not in found  # a gauge is of the living
+    world.routers["p1"] = FakeRouter("p1")
+    world.routers["p1"].ran(0, 2, 3)
+    assert [world.scrape(name)["windrose_engine_rows_total"] for name in "ab"] == [10, 10]
+    assert world.scrape("b")["windrose_expert_tokens_total"] == 20
+
+
+def test_experts_are_told_with_the_tokens_of_the_dead() -> None:
+    world = new_world()
+    world.routers["p0"].ran(0, 1, 7)
+    world.scrape("a")
+    world.routers["p0"].ran(0, 2, 2)
+    with (
+        mock.patch("ray.util.list_named_actors", lambda _all: []),
+        mock.patch("ray.util.get_node_ip_address", lambda: "host"),
+    ):
+        body = cast(dict[str, Any], asyncio.run(world.ingresses["b"].experts()))
+    assert body["tokens"] == [[9, 9]]
