@@ -19,13 +19,14 @@ from actors.naming import namespace_of
 from actors.router import Router
 from cluster.app import assemble, device_here
 from cluster.placement import deployment_bundles
-from cluster.room import JOINED_PATIENCE_S, Start
+from cluster.room import Start
 from configs.schema import WindroseConfig
 
 APPLICATION = "windrose"
 _GROUPS = f"SERVE_REPLICA::{APPLICATION}#{Router.__name__}#"  # as Serve names what it reserves
 _POLL_S = 0.1
 _STATS_TIMEOUT_S = 2.0
+_DELETING_TIMEOUT_S = 5.0
 
 
 class DeployError(RuntimeError):
@@ -73,18 +74,15 @@ def deploy(config: WindroseConfig) -> str:
     return device
 
 
-def watch_start(config: WindroseConfig, device: str, *, can_grow: bool) -> Iterator[Starting]:
+def watch_start(config: WindroseConfig, device: str) -> Iterator[Starting]:
     """Yield the state of the start until the server has answered GET /health with 200.
-
-    Unless it `can_grow`, a cluster that lacks room now always will.
 
     Raises:
         DeployError: Serve gave up.
         NoRoom: the cluster cannot hold the deployment; says what is missing.
         TimeoutError: not healthy within `start_timeout_s`.
     """
-    bundles = deployment_bundles(config, device, config.first_replicas)
-    start = Start(_GROUPS, bundles, JOINED_PATIENCE_S if can_grow else 0.0)
+    start = Start(_GROUPS, deployment_bundles(config, device, config.first_replicas))
     deadline_s = time.monotonic() + config.start_timeout_s
     with httpx.Client(base_url=local_url(config), timeout=2.0) as client:
         while time.monotonic() < deadline_s:
@@ -140,6 +138,16 @@ def drain(timeout_s: float) -> int:
     return sum(responses.results(timeout_s=timeout_s + 5.0))
 
 
-def undeploy() -> None:
-    """Take the application off a Serve that goes on running for others."""
-    serve.delete(APPLICATION)
+def undeploy(*, wait: bool = True) -> None:
+    """Take the application off a Serve that goes on running for others.
+
+    Without `wait` it returns once Serve has begun: a replica that never had a place takes it as
+    long as one that has work to finish.
+    """
+    serve.delete(APPLICATION, _blocking=wait)
+    deadline_s = time.monotonic() + _DELETING_TIMEOUT_S
+    while not wait and time.monotonic() < deadline_s:
+        application = serve.status().applications.get(APPLICATION)
+        if application is None or application.status == ApplicationStatus.DELETING:
+            return
+        time.sleep(_POLL_S)

@@ -14,7 +14,7 @@ from actors.bundles import Resources
 from cluster.autoscaler import Autoscaler, find_autoscaler
 from cluster.shortage import Node, Shortage, shortage
 
-JOINED_PATIENCE_S = 15.0  # machines that have just been started need a moment to join
+_PATIENCE_S = 15.0  # machines that have just been started need a moment to join
 _IDLE_AUTOSCALER_S = 120.0  # many of its rounds (5 s), and more than it takes to ask for a machine
 _TELL_AGAIN_S = 60.0
 _WAITING = ("PENDING", "RESCHEDULING")
@@ -36,9 +36,7 @@ class View:
 class RoomWatch:
     """Decides from one view after another; pure."""
 
-    def __init__(self, patience_s: float) -> None:
-        """`patience_s`: a shortage that is over by then is nobody's concern."""
-        self._patience_s = patience_s
+    def __init__(self) -> None:
         self._short_since_s: float | None = None
         self._idle_since_s: float | None = None
         self._told: tuple[str, float] | None = None
@@ -55,7 +53,7 @@ class RoomWatch:
             return None
         if self._short_since_s is None:
             self._short_since_s = now_s
-        if now_s - self._short_since_s < self._patience_s:
+        if now_s - self._short_since_s < _PATIENCE_S:
             return None
         if view.lacking is None:
             return self._tell(f"waiting for what others use; {short}", now_s)
@@ -90,11 +88,11 @@ class RoomWatch:
 class Start:
     """The placing of one deployment's pipelines on the connected cluster."""
 
-    def __init__(self, prefix: str, bundles: Sequence[Resources], patience_s: float) -> None:
+    def __init__(self, prefix: str, bundles: Sequence[Resources]) -> None:
         """`prefix`: what the names of its placement groups begin with; `bundles`: all it asks."""
         self._prefix = prefix
         self._bundles = bundles
-        self._watch = RoomWatch(patience_s)
+        self._watch = RoomWatch()
         self.placed_s = 0.0  # time.time() when every group had a place
 
     def look(self) -> str | None:
@@ -114,6 +112,17 @@ class Start:
             held = shortage(asked, machines(free=True))
         autoscaler = find_autoscaler() if lacking is not None else None
         return self._watch.look(View(lacking, held, autoscaler), time.monotonic())
+
+
+def require_room(bundles: Sequence[Resources]) -> None:
+    """For a cluster to which nobody else adds machines.
+
+    Raises:
+        NoRoom: says what is missing.
+    """
+    short = shortage(bundles, machines())
+    if short is not None:
+        raise NoRoom(f"this machine has no room; {short}")
 
 
 def machines(*, free: bool = False) -> list[Node]:

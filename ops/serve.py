@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from cluster.local_ray import LocalRay, join_cluster
-from cluster.placement import cpus_needed, room_to_grow
+from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
 from configs.schema import BUILT_IN_FORMATS, WindroseConfig
 
 if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
@@ -93,20 +93,26 @@ def _run(
     from ray.exceptions import RayError
 
     from cluster import launch
-    from cluster.room import NoRoom
+    from cluster.app import device_here
+    from cluster.room import NoRoom, require_room
 
+    wait = True
     try:
         console.print(
             f"windrose: starting {config.model_name} on {config.attention_actors} attention and "
             f"{config.expert_actors} expert actors"
         )
+        if own_cluster:
+            device = device_here(config)
+            require_room(deployment_bundles(config, device, config.first_replicas))
         device = launch.deploy(config)
         deployed_s = time.time()
-        started = _show_start(config, device, console, can_grow=not own_cluster)
+        started = _show_start(config, device, console)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
         _announce(config, launch.local_url(config), chats=chats)
         signals.wait()
     except (ValueError, TimeoutError, RayError, launch.DeployError, NoRoom) as error:
+        wait = not isinstance(error, NoRoom)
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
@@ -117,7 +123,7 @@ def _run(
         if own_cluster:
             ray_serve.shutdown()
         else:
-            launch.undeploy()
+            launch.undeploy(wait=wait)
     return 0
 
 
@@ -161,9 +167,7 @@ def _port_is_free(config: WindroseConfig) -> bool:
     return True
 
 
-def _show_start(
-    config: WindroseConfig, device: str, console: Console, *, can_grow: bool
-) -> Starting:
+def _show_start(config: WindroseConfig, device: str, console: Console) -> Starting:
     """Draw one bar per actor while weights are read, until the server is healthy.
 
     Returns how it was then. Where there is no terminal there are no bars, only what is new.
@@ -180,7 +184,7 @@ def _show_start(
     )
     tasks: dict[tuple[str, int], TaskID] = {}
     with bars:
-        for starting in launch.watch_start(config, device, can_grow=can_grow):
+        for starting in launch.watch_start(config, device):
             if starting.news is not None:
                 console.print(
                     f"windrose: {starting.news}", markup=False, highlight=False, soft_wrap=True

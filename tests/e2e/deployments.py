@@ -48,6 +48,13 @@ class Cluster:
 
         return set(serve.status().applications)
 
+    def application_status(self, name: str) -> str | None:
+        """As Serve has it; None where there is no such application."""
+        from ray import serve
+
+        application = serve.status().applications.get(name)
+        return None if application is None else str(application.status.value)
+
     def stop(self) -> None:
         """End everything the cluster started."""
         from ray import serve
