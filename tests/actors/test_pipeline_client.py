@@ -15,10 +15,13 @@ from ray.exceptions import RayActorError
 
 from actors.assignment import Assigner
 from actors.errors import Unavailable
+from actors.fleet import Fleet
 from actors.messages import GenerateRequest, TokenEvent
 from actors.naming import weights_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
+from actors.pipeline_tally import PipelineView
+from actors.request_metrics import RequestMetrics
 from model.sampling_params import SamplingParams
 from tests.actors.reports import report
 from tests.actors.virtual_time import run, turns
@@ -59,10 +62,11 @@ class World:
         self.calls: list[tuple[str | None, list[GenerateRequest]]] = []
         self.submit = SimpleNamespace(remote=self._submit)
 
-    def broadcast(self, _method: str) -> Any:
+    def broadcast(self, method: str, *_: Any) -> Any:
         async def answers(**_: Any) -> list[Any]:
             assert IN_A_REQUEST.get(None) is None
-            return [report(name) for name in self.actors]
+            assert method == "view"
+            return [PipelineView(report(name), {}, {}, []) for name in self.actors]
 
         return SimpleNamespace(results_async=answers)
 
@@ -103,7 +107,8 @@ def play(world: World, scenario: Any, **settings: Any) -> None:
         with clocked(world):
             choice = PipelineChoice(Assigner(4))
             fields = {"asleep_is_ready": False, **settings}
-            client = PipelineClient(world, "ns", "i", "m", 60.0, choice, **fields)  # type: ignore[arg-type]
+            fleet = Fleet(world, world, "ns", "m", ("i", RequestMetrics()))  # type: ignore[arg-type]
+            client = PipelineClient(world, "ns", "i", fleet, 60.0, choice, **fields)  # type: ignore[arg-type]
             client.ready()  # begins to look
             await turns()
             await scenario(client)
