@@ -77,8 +77,11 @@ def assemble(args: WindroseConfig, device: str) -> Application:
     args = without_keys(args)
     plan = plan_model(args, device)
     bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
-    cpus = args.most_replicas * ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
-    head = on_head(ray.nodes() if ray.is_initialized() else [], cpus)
+    # Of several pipelines the first one's actors may fill the head, and a router that asks for it
+    # would wait for ever.
+    cpus = ROUTER_CPUS + args.ingress_replicas * INGRESS_CPUS
+    nodes = ray.nodes() if ray.is_initialized() and args.most_replicas == 1 else []
+    head = on_head(nodes, cpus)
     bundles[0].update(head)
     router = serve.deployment(
         **_number_of_pipelines(args),

@@ -22,6 +22,8 @@ def node(cpus: float, *, head: bool = False, alive: bool = True) -> dict[str, An
         ([node(8), node(0.2, head=True)], False),
         ([node(8), node(0, head=True)], False),  # as KubeRay has it: nothing runs on the head
         ([node(8), node(8, head=True, alive=False)], False),
+        ([node(8, head=True)], False),  # alone: machines that come later must be able to help
+        ([node(8), node(8, alive=False)], False),
         ([node(8)], False),
         ([], False),
     ],
