@@ -30,7 +30,7 @@ from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
 from actors.patience import forget, within
 from actors.pipeline_choice import fits
-from actors.pipeline_load import PipelineLoad
+from actors.pipeline_load import PipelineLoad, RecentLoads
 from actors.pipeline_report import PipelineReport
 from actors.pipeline_tally import PipelineTally, PipelineView
 from actors.placement_messages import ChangeRefused, PlacementChange
@@ -84,7 +84,7 @@ class Pipeline:
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
         self._mender = Mender(crew, self._pulse, self._placement)
         self._unfinished: dict[int, int] = {}
-        self._load = PipelineLoad()
+        self._loads = RecentLoads()
         limits = plan.limits
         self._assigner = Assigner(
             limits.block_size, MAX_KEYS if limits.enable_prefix_caching else 0
@@ -225,9 +225,7 @@ class Pipeline:
         for rank in self._crew.attention:
             if rank in stats:
                 self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
-        self._load = PipelineLoad.of(
-            [stats[rank] for rank in self._crew.attention if rank in stats]
-        )
+        self._loads.add([stats[rank] for rank in self._crew.attention if rank in stats])
         if self._placement is not None:
             self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
 
@@ -261,8 +259,8 @@ class Pipeline:
         )
 
     def load(self) -> PipelineLoad:
-        """How busy it was at the last beat."""
-        return self._load
+        """How busy it has been lately."""
+        return self._loads.mean()
 
     async def drain(self, timeout_s: float) -> None:
         """Return once no request is left here, but no later than after `timeout_s`.

@@ -62,15 +62,21 @@ def test_what_other_weights_began_or_is_too_long_is_not_taken() -> None:
     run(scenario())
 
 
-def test_its_load_is_what_its_actors_said_last() -> None:
+def test_its_load_is_the_mean_of_the_last_beats() -> None:
     rig = Rig(2, 0)
 
     async def scenario() -> None:
         async with supervised(rig):
             assert rig.pipeline.load() == PipelineLoad()
             await rig.pipeline.submit(requests("a", "b", "c"))
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(10.0)
             assert rig.pipeline.load() == PipelineLoad(running=3)
             assert rig.pipeline.report().unfinished == 3
+            rig.at(0).submitted.clear()
+            rig.at(1).submitted.clear()
+            await asyncio.sleep(2.1)
+            assert 0 < rig.pipeline.load().running < 3
+            await asyncio.sleep(5.0)
+            assert rig.pipeline.load() == PipelineLoad()
 
     run(scenario())

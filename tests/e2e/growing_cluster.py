@@ -61,7 +61,13 @@ class GrowingRay(LocalRay):
             "max_workers": 2,
             "upscaling_speed": 1.0,
             "idle_timeout_minutes": 0.1,
-            "provider": {"type": "fake_multinode", "gcs_address": address},
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": address,
+                "use_node_id_as_ip": True,  # they share one
+                "disable_node_updaters": True,  # nothing is installed over SSH
+                "disable_launch_config_check": True,
+            },
             "available_node_types": TYPES,
             "head_node_type": "ray.head.default",
             "auth": {},
