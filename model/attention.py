@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from model.config import ModelConfig
 from model.cpu_kernels.library import kernels_for
 from model.kv_cache import KVCache
-from model.linear import Linear
+from model.projection import StoredMatrix, project, project_together
 from model.rope import rotate
 from model.step_batch import PrefillChunk, StepBatch
 
@@ -68,10 +68,10 @@ class Attention:
     def __init__(
         self,
         config: ModelConfig,
-        q_OD: torch.Tensor,
-        k_OD: torch.Tensor,
-        v_OD: torch.Tensor,
-        o_DO: torch.Tensor,
+        q_OD: StoredMatrix,
+        k_OD: StoredMatrix,
+        v_OD: StoredMatrix,
+        o_DO: StoredMatrix,
         *,
         bits: int = 16,
     ) -> None:
@@ -81,8 +81,8 @@ class Attention:
         self._head_dim = config.head_dim
         self._window = config.sliding_window
         self._kernels = kernels_for(q_OD) if config.head_dim % _KERNEL_HEAD_DIM == 0 else None
-        self._qkv = Linear(torch.cat((q_OD, k_OD, v_OD)), bits)
-        self._o = Linear(o_DO, bits)
+        self._qkv = project_together((q_OD, k_OD, v_OD), bits)
+        self._o = project(o_DO, bits)
 
     @property
     def num_bytes(self) -> int:

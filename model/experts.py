@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.cpu_kernels.quantized_packing import in_turns, pack_quantized
-from model.linear import Linear
+from model.projection import StoredMatrix, project, project_together
 from model.quantization import quantize
 
 
@@ -26,10 +26,10 @@ class Expert:
     __slots__ = ("_w2", "_w13")
 
     def __init__(
-        self, w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor, *, bits: int = 16
+        self, w1_FD: StoredMatrix, w3_FD: StoredMatrix, w2_DF: StoredMatrix, *, bits: int = 16
     ) -> None:
-        self._w13 = Linear(torch.cat((w1_FD, w3_FD)), bits)
-        self._w2 = Linear(w2_DF, bits)
+        self._w13 = project_together((w1_FD, w3_FD), bits)
+        self._w2 = project(w2_DF, bits)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the expert's output for its rows, [N, D]."""
@@ -78,7 +78,7 @@ class PackedExpert:
 
 
 def make_expert(
-    w1_FD: torch.Tensor, w3_FD: torch.Tensor, w2_DF: torch.Tensor, *, bits: int = 16
+    w1_FD: StoredMatrix, w3_FD: StoredMatrix, w2_DF: StoredMatrix, *, bits: int = 16
 ) -> Expert | PackedExpert:
     """Put an expert's matrices into the form that is fastest here, of so many bits a weight."""
     kernels = kernels_for(w1_FD)

@@ -21,6 +21,7 @@ from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
+from model.projection import StoredMatrix
 from model.weights import (
     EMBED_KEY,
     HEAD_KEY,
@@ -53,6 +54,10 @@ class _Reader:
         tensor = self._checkpoint.read(key, self._on_read)
         return tensor.to(device=self._device, dtype=self._dtype)
 
+    def matrix(self, key: str) -> StoredMatrix:
+        """The weight of a projection, as the checkpoint stores it."""
+        return self(key)
+
 
 def load_decoder(
     checkpoint: Checkpoint,
@@ -76,7 +81,7 @@ def load_decoder(
     layers, gates, dense_blocks = [], [], []
     for layer in range(config.num_layers):
         prefix = layer_prefix(layer)
-        q, k, v, o = (read(f"{prefix}.self_attn.{name}_proj.weight") for name in "qkvo")
+        q, k, v, o = (read.matrix(f"{prefix}.self_attn.{name}_proj.weight") for name in "qkvo")
         layers.append(
             DecoderLayer(
                 input_norm=RMSNorm(read(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps),
@@ -87,8 +92,7 @@ def load_decoder(
             )
         )
         if config.is_dense:
-            gate, up, down = dense_keys(layer)
-            dense_blocks.append(make_expert(read(gate), read(up), read(down), bits=bits))
+            dense_blocks.append(make_expert(*map(read.matrix, dense_keys(layer)), bits=bits))
         else:
             gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
@@ -140,8 +144,8 @@ def load_experts(
     def load(pair: tuple[int, int]) -> tuple[tuple[int, int], Expert | PackedExpert, list[int]]:
         read_bytes: list[int] = []
         read = _Reader(checkpoint, dtype, device, read_bytes.append)
-        w1, w3, w2 = expert_keys(config, *pair)
-        return pair, make_expert(read(w1), read(w3), read(w2), bits=bits), read_bytes
+        matrices = map(read.matrix, expert_keys(config, *pair))
+        return pair, make_expert(*matrices, bits=bits), read_bytes
 
     experts = {}
     with ExitStack() as stack:
