@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 
 import numpy as np
 import torch
+
+_HUGE_PAGE_BYTES = 2 << 20
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -18,6 +21,23 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
         return torch.zeros(shape, dtype=dtype, device=device)
     raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def empty_for_weights(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory on the CPU, not yet written, for what every step reads from end to end.
+
+    Large ones get huge pages where the kernel gives them to those who ask: a core that reads
+    memory faster than it finds its pages loses a tenth of the bandwidth and more.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if size_bytes < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype)
+    # Pages that are never written take no memory; those of a shared mapping would stay small.
+    area = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_HUGEPAGE)
+    unaligned = torch.frombuffer(area, dtype=torch.uint8)  # keeps the area
+    start = -unaligned.data_ptr() % _HUGE_PAGE_BYTES
+    return unaligned[start : start + size_bytes].view(dtype).view(shape)
 
 
 def give_back_freed() -> None:

@@ -15,6 +15,7 @@ import functools
 import torch
 
 from model.cpu_kernels.binary import load_binary
+from model.host_memory import empty_for_weights
 
 _PANEL = 32  # outputs side by side in a packed matrix
 _HALF_PANEL = 16
@@ -66,7 +67,8 @@ class CpuKernels:
         """Return the matrix in the form `linear` reads, outputs padded to whole panels; I even."""
         weight_OI = weight_OI.contiguous()
         outputs, inputs = weight_OI.shape
-        packed = torch.empty(_panels(outputs, _PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
+        size = _panels(outputs, _PANEL) * _PANEL * inputs
+        packed = empty_for_weights((size,), torch.bfloat16)
         self._pack(weight_OI.data_ptr(), packed.data_ptr(), outputs, inputs)
         return packed
 
@@ -74,7 +76,8 @@ class CpuKernels:
         """Return both matrices as one, in turns of 16 outputs: what `experts` reads as w13."""
         w1_FD, w3_FD = w1_FD.contiguous(), w3_FD.contiguous()
         outputs, inputs = w1_FD.shape
-        packed = torch.empty(_panels(outputs, _HALF_PANEL) * _PANEL * inputs, dtype=torch.bfloat16)
+        size = _panels(outputs, _HALF_PANEL) * _PANEL * inputs
+        packed = empty_for_weights((size,), torch.bfloat16)
         self._pack_pair(w1_FD.data_ptr(), w3_FD.data_ptr(), packed.data_ptr(), outputs, inputs)
         return packed
 

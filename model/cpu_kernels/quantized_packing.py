@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from model.host_memory import empty_for_weights
 from model.quantization import QuantizedMatrix
 
 _PANEL, _HALF = 32, 16
@@ -23,7 +24,9 @@ def pack_quantized(matrix: QuantizedMatrix) -> torch.Tensor:
     panels = (outputs + missing) // _PANEL
     scales_PG = scales_OG.view(panels, _PANEL, -1).transpose(1, 2).reshape(panels, -1)
     data = _bytes_8(numbers_OI) if matrix.bits == 8 else _bytes_4(numbers_OI)
-    return torch.cat((scales_PG.view(torch.uint8), data), dim=1)
+    parts = scales_PG.view(torch.uint8), data
+    panels_PB = empty_for_weights((panels, sum(part.shape[1] for part in parts)), torch.uint8)
+    return torch.cat(parts, dim=1, out=panels_PB)
 
 
 def _bytes_8(numbers_OI: torch.Tensor) -> torch.Tensor:
