@@ -56,12 +56,26 @@ def machine_of(cluster: Cluster) -> Iterator[dict[str, str]]:
         time.sleep(0.05)
 
 
+def wait_until_free() -> None:
+    """What was removed a moment ago still takes its CPUs in the eyes of who places the next."""
+    from ray._private.state import available_resources_per_node
+
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while any(
+        available_resources_per_node().get(node_id, {}).get("CPU") != resources.get("CPU")
+        for node_id, resources in alive().items()
+    ):
+        assert time.monotonic() < deadline_s, "an earlier test's resources were never given back"
+        time.sleep(0.05)
+
+
 @contextmanager
 def placed(config: WindroseConfig) -> Iterator[Any]:
-    """A pipeline's placement group, as Serve makes it."""
+    """A pipeline's placement group, as Serve makes it, on machines that are otherwise empty."""
     import ray
     from ray.util import placement_group, remove_placement_group
 
+    wait_until_free()
     bundles = [dict(bundle) for bundle in pipeline_bundles(config, "cpu")]
     group = placement_group(bundles, strategy(config))
     try:
