@@ -34,7 +34,7 @@ from model.expert_repeats import Repeats
 from model.host_memory import give_back_freed
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement
-from model.weights import attention_keys, expert_keys
+from model.weights import attention_keys, expert_keys, stored_keys
 
 LEASE_S = 15.0  # an ingress says every second that it is alive
 
@@ -67,7 +67,7 @@ class AttentionRank:
         held = all_experts(plan) if plan.num_expert == 0 else []
         keys = attention_keys(plan.model)
         for layer, expert in held:
-            keys += expert_keys(plan.model, layer, expert)
+            keys += stored_keys(plan.model, expert_keys(plan.model, layer, expert))
         self._progress.total_bytes = checkpoint.total_bytes(keys)
         dtype, device = plan.torch_dtype, self._device
         weights = load_decoder(

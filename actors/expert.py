@@ -23,7 +23,7 @@ from model.experts import ExpertShard
 from model.host_memory import give_back_freed
 from model.loading import load_experts
 from model.placement import Pair
-from model.weights import expert_keys
+from model.weights import expert_keys, stored_keys
 
 
 class ExpertRank:
@@ -44,9 +44,11 @@ class ExpertRank:
             CheckpointError: names the file and key at fault.
         """
         self._wanted = set(pairs)
-        checkpoint = Checkpoint(self._plan.model_dir)
+        checkpoint, model = Checkpoint(self._plan.model_dir), self._plan.model
         self._progress.total_bytes = checkpoint.total_bytes(
-            key for layer, expert in pairs for key in expert_keys(self._plan.model, layer, expert)
+            key
+            for layer, expert in pairs
+            for key in stored_keys(model, expert_keys(model, layer, expert))
         )
         self._read(checkpoint, pairs)
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from model.ranks import Ranks, read_ranks, refuse_unknown
 
 _ARCHITECTURES = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
 _DENSE = "mistral"
 
 Size = Annotated[int, Field(ge=1)]
+FrozenRanks = Annotated[Mapping[str, Size], AfterValidator(Ranks), PlainSerializer(dict)]
 
 
 class ConfigError(ValueError):
@@ -27,7 +39,8 @@ class ModelConfig(BaseModel):
     """Sizes and constants of one model. Keys of config.json that mean nothing here are ignored.
 
     Built by keyword with the field names, or by `from_dir`. `sliding_window` None: full attention.
-    A dense model (Mistral) has 0 experts and top_k 0.
+    A dense model (Mistral) has 0 experts and top_k 0. `ranks` has the matrices that are stored as
+    factors.
     """
 
     model_config = ConfigDict(
@@ -52,6 +65,7 @@ class ModelConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bos_token_id: Annotated[int, Field(ge=0)]
     eos_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(validation_alias="eos_token_id")
+    ranks: FrozenRanks = Ranks()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -75,6 +89,7 @@ class ModelConfig(BaseModel):
         for eos in self.eos_token_ids:
             if eos >= self.vocab_size:
                 raise ValueError(f"eos_token_id ({eos}) is outside vocab_size ({self.vocab_size})")
+        refuse_unknown(self.ranks, layers=self.num_layers, experts=self.num_experts)
         return self
 
     @property
@@ -111,6 +126,10 @@ class ModelConfig(BaseModel):
             raise ConfigError(f"{file}: num_local_experts is 0; a Mixtral has at least 1")
         if raw.get("head_dim") is None:
             values["head_dim"] = _default_head_dim(file, raw)
+        try:
+            values["ranks"] = read_ranks(raw.get("ranks"))
+        except ValueError as error:
+            raise ConfigError(f"{file}: {error}") from None
         try:
             return cls.model_validate(values, by_alias=True, by_name=False)
         except ValidationError as error:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.cpu_kernels.quantized_packing import in_turns, pack_quantized
-from model.projection import StoredMatrix, project, project_together
+from model.projection import Factors, StoredMatrix, project, project_together
 from model.quantization import quantize
 
 
@@ -81,6 +81,8 @@ def make_expert(
     w1_FD: StoredMatrix, w3_FD: StoredMatrix, w2_DF: StoredMatrix, *, bits: int = 16
 ) -> Expert | PackedExpert:
     """Put an expert's matrices into the form that is fastest here, of so many bits a weight."""
+    if isinstance(w1_FD, Factors) or isinstance(w3_FD, Factors) or isinstance(w2_DF, Factors):
+        return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
     kernels = kernels_for(w1_FD)
     if kernels is None or kernels_for(w2_DF) is None:
         return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
@@ -96,6 +98,15 @@ class _PackedLayer:
     bits: int
     w13_E: ctypes.Array[ctypes.c_void_p]
     w2_E: ctypes.Array[ctypes.c_void_p]
+    others: tuple[int, ...]  # the layer's experts that are not packed: factors
+
+    def __call__(
+        self, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the weighted sums over the packed experts; KeyError for any other."""
+        return self.kernels.experts(
+            x_RD, ids_RK, weights_RK, self.w13_E, self.w2_E, self.inner, self.bits
+        )
 
 
 class ExpertShard:
@@ -138,11 +149,15 @@ class ExpertShard:
         not held.
         """
         packed = self._packed.get(layer)
-        if packed is not None:
-            return packed.kernels.experts(
-                x_RD, ids_RK, weights_RK, packed.w13_E, packed.w2_E, packed.inner, packed.bits
-            )
-        return self._one_by_one(layer, x_RD, ids_RK, weights_RK)
+        if packed is None:
+            return self._one_by_one(layer, x_RD, ids_RK, weights_RK)
+        if not packed.others:
+            return packed(x_RD, ids_RK, weights_RK)
+        apart_RK = torch.isin(ids_RK, torch.tensor(packed.others, dtype=ids_RK.dtype))
+        y_RD = packed(x_RD, ids_RK.masked_fill(apart_RK, -1), weights_RK)
+        return y_RD.add_(
+            self._one_by_one(layer, x_RD, ids_RK.masked_fill(~apart_RK, -1), weights_RK)
+        )
 
     def _one_by_one(
         self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
@@ -171,23 +186,33 @@ class ExpertShard:
 
     def _expert(self, layer: int, expert_id: int) -> Expert:
         expert = self._experts[layer, expert_id]
-        assert isinstance(expert, Expert), "a layer has packed experts or others, never both"
+        assert isinstance(expert, Expert), "packed experts of a layer run in one call"
         return expert
 
 
 def _packed_layers(
     experts: Mapping[tuple[int, int], Expert | PackedExpert],
 ) -> dict[int, _PackedLayer]:
-    """The layers whose experts are packed, made anew so that a running `forward` keeps its own."""
+    """The layers with packed experts, made anew so that a running `forward` keeps its own."""
     by_layer: dict[int, dict[int, PackedExpert]] = {}
+    others: dict[int, list[int]] = {}
     for (layer, expert_id), expert in experts.items():
         if isinstance(expert, PackedExpert):
             by_layer.setdefault(layer, {})[expert_id] = expert
+        else:
+            others.setdefault(layer, []).append(expert_id)
     layers = {}
     for layer, held in by_layer.items():
         addresses = ctypes.c_void_p * (max(held) + 1)
         one = next(iter(held.values()))
-        packed = _PackedLayer(one.kernels, one.inner, one.bits, addresses(), addresses())
+        packed = _PackedLayer(
+            one.kernels,
+            one.inner,
+            one.bits,
+            addresses(),
+            addresses(),
+            tuple(others.get(layer, ())),
+        )
         for expert_id, expert in held.items():
             packed.w13_E[expert_id] = expert.w13.data_ptr()
             packed.w2_E[expert_id] = expert.w2.data_ptr()

@@ -21,7 +21,8 @@ from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
-from model.projection import StoredMatrix
+from model.projection import Factors, StoredMatrix
+from model.ranks import factor_keys, matrix_name
 from model.weights import (
     EMBED_KEY,
     HEAD_KEY,
@@ -41,11 +42,13 @@ class _Reader:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        config: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
         on_read: OnRead | None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._ranks = config.ranks
         self._dtype = dtype
         self._device = device
         self._on_read = on_read
@@ -56,6 +59,9 @@ class _Reader:
 
     def matrix(self, key: str) -> StoredMatrix:
         """The weight of a projection, as the checkpoint stores it."""
+        if matrix_name(key) in self._ranks:
+            first, second = factor_keys(key)
+            return Factors(self(first), self(second))
         return self(key)
 
 
@@ -76,7 +82,7 @@ def load_decoder(
     Raises:
         CheckpointError: names the file and key at fault.
     """
-    read = _Reader(checkpoint, dtype, device, on_read)
+    read = _Reader(checkpoint, config, dtype, device, on_read)
     embedding_VD = read(EMBED_KEY)
     layers, gates, dense_blocks = [], [], []
     for layer in range(config.num_layers):
@@ -143,7 +149,7 @@ def load_experts(
 
     def load(pair: tuple[int, int]) -> tuple[tuple[int, int], Expert | PackedExpert, list[int]]:
         read_bytes: list[int] = []
-        read = _Reader(checkpoint, dtype, device, read_bytes.append)
+        read = _Reader(checkpoint, config, dtype, device, read_bytes.append)
         matrices = map(read.matrix, expert_keys(config, *pair))
         return pair, make_expert(*matrices, bits=bits), read_bytes
 

@@ -1,18 +1,28 @@
 """From weight matrices as a checkpoint stores them to what multiplies by them.
 
-Shape suffixes: T rows, I inputs, O outputs.
+Shape suffixes: T rows, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 
 from model.linear import Linear
 
-StoredMatrix: TypeAlias = torch.Tensor  # [O, I]
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The matrix `second_OR @ first_RI`, which is never multiplied out."""
+
+    first_RI: torch.Tensor
+    second_OR: torch.Tensor
+
+
+StoredMatrix: TypeAlias = torch.Tensor | Factors  # [O, I]
 
 
 class Projection(Protocol):
@@ -30,9 +40,49 @@ class Projection(Protocol):
 
 def project(matrix: StoredMatrix, bits: int = 16) -> Projection:
     """Hold one matrix in the form that is fastest here, of so many bits a weight."""
+    if isinstance(matrix, Factors):
+        return LowRankLinear((matrix,), bits)
     return Linear(matrix, bits)
 
 
 def project_together(matrices: Sequence[StoredMatrix], bits: int = 16) -> Projection:
     """Hold matrices that multiply the same rows; their outputs come side by side."""
-    return Linear(torch.cat(tuple(matrices)), bits)
+    dense = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor)]
+    if len(dense) == len(matrices):
+        return Linear(torch.cat(dense), bits)
+    return LowRankLinear(matrices, bits)
+
+
+def some_tensor(matrix: StoredMatrix) -> torch.Tensor:
+    """A tensor of the matrix, as wide as its inputs: shows its dtype and device."""
+    return matrix.first_RI if isinstance(matrix, Factors) else matrix
+
+
+class LowRankLinear:
+    """Matrices over the same rows, some of them factors; their outputs come side by side.
+
+    The first factors of all, and the dense matrices, are one product. Between a factor and the
+    next the rows are rounded to their dtype, as two linear layers in turn do.
+    """
+
+    __slots__ = ("_first", "_seconds", "_widths", "num_bytes")
+
+    def __init__(self, matrices: Sequence[StoredMatrix], bits: int = 16) -> None:
+        firsts = [some_tensor(matrix) for matrix in matrices]
+        self._widths = [len(first) for first in firsts]
+        self._first = Linear(firsts[0] if len(firsts) == 1 else torch.cat(firsts), bits)
+        self._seconds = [
+            Linear(matrix.second_OR, bits) if isinstance(matrix, Factors) else None
+            for matrix in matrices
+        ]
+        held = [second for second in self._seconds if second is not None]
+        self.num_bytes = self._first.num_bytes + sum(second.num_bytes for second in held)
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Return y_TO in the dtype of x."""
+        parts = self._first(x_TI).split(self._widths, dim=-1)
+        outs = [
+            part if second is None else second(part)
+            for part, second in zip(parts, self._seconds, strict=True)
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)

@@ -1,11 +1,15 @@
 """Which tensors a Mixtral or Mistral checkpoint holds, and which of them each role owns.
 
 Shapes: V vocab, D hidden, F intermediate, E experts, H q heads * head_dim, K kv heads * head_dim.
+A matrix that config.json lists in `ranks` is stored as two factors in its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from model.config import ModelConfig
+from model.ranks import factor_keys, matrix_name
 
 EMBED_KEY = "model.embed_tokens.weight"
 NORM_KEY = "model.norm.weight"
@@ -19,8 +23,21 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for layer in range(config.num_layers):
         for expert in range(config.num_experts):
             w1, w3, w2 = expert_keys(config, layer, expert)
-            shapes |= {w1: (inner, hidden), w3: (inner, hidden), w2: (hidden, inner)}
+            dense: dict[str, tuple[int, ...]] = {
+                w1: (inner, hidden),
+                w3: (inner, hidden),
+                w2: (hidden, inner),
+            }
+            shapes |= _as_stored(config, dense)
     return shapes
+
+
+def stored_keys(config: ModelConfig, keys: Iterable[str]) -> list[str]:
+    """Names of the tensors that hold these matrices: themselves, or their factors."""
+    stored: list[str] = []
+    for key in keys:
+        stored += (key,) if config.ranks.get(matrix_name(key)) is None else factor_keys(key)
+    return stored
 
 
 def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -47,6 +64,7 @@ def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes |= {w1: (inner, hidden), w3: (inner, hidden), w2: (hidden, inner)}
         else:
             shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (config.num_experts, hidden)
+    shapes = _as_stored(config, shapes)
     shapes[NORM_KEY] = (hidden,)
     if not config.tie_word_embeddings:
         shapes[HEAD_KEY] = (config.vocab_size, hidden)
@@ -78,3 +96,21 @@ def dense_keys(layer: int) -> tuple[str, str, str]:
 def layer_prefix(layer: int) -> str:
     """What the names of one layer's tensors begin with."""
     return f"model.layers.{layer}"
+
+
+def _as_stored(
+    config: ModelConfig, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The same tensors, with the factors of those that `ranks` lists instead of them."""
+    if not config.ranks:
+        return shapes
+    stored: dict[str, tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        rank = config.ranks.get(matrix_name(key))
+        if rank is None:
+            stored[key] = shape
+        else:
+            outputs, inputs = shape
+            first, second = factor_keys(key)
+            stored |= {first: (rank, inputs), second: (outputs, rank)}
+    return stored

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from model.config import ModelConfig
-from model.weights import EMBED_KEY, attention_shapes
+from model.weights import EMBED_KEY, attention_shapes, expected_shapes
 
 BANDWIDTH_METHOD = (
     "best of 5 passes of torch.sum over 512 MiB of int64, in as many threads as the model"
@@ -37,13 +37,14 @@ def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype, bits: 
 
     Attention, norms, gates (or dense blocks) and head once, an embedding row each, the experts hit:
     top_k a layer for one row, E (1 - (1 - top_k/E)^rows) expected for more under even routing.
+    Matrices that are stored as factors count with these; experts that differ by their mean.
     """
     sizes = {key: math.prod(shape) for key, shape in attention_shapes(config).items()}
     if not config.tie_word_embeddings:  # where it is tied, the head reads the whole table
         del sizes[EMBED_KEY]
     experts = config.num_experts
     hit = experts * (1 - (1 - config.top_k / experts) ** rows) if experts else 0.0
-    expert = 3 * config.hidden_size * config.intermediate_size
+    expert = _mean_expert(config)
     here = sum(size for key, size in sizes.items() if ".self_attn." in key or ".mlp." in key)
     quantizable = here + round(config.num_layers * hit * expert)
     head = config.vocab_size * config.hidden_size
@@ -51,6 +52,19 @@ def decode_step_bytes(config: ModelConfig, rows: int, dtype: torch.dtype, bits: 
     if bits == 16:
         return (others + head + quantizable) * dtype.itemsize
     return others * dtype.itemsize + head + quantizable * bits // 8
+
+
+def _mean_expert(config: ModelConfig) -> float:
+    """Weights of one expert in one layer, or of a dense model's block."""
+    if not config.ranks:
+        return 3 * config.hidden_size * config.intermediate_size
+    parts = (".experts.", ".mlp.")
+    sizes = [
+        math.prod(shape)
+        for key, shape in expected_shapes(config).items()
+        if any(part in key for part in parts)
+    ]
+    return sum(sizes) / (config.num_layers * max(1, config.num_experts))
 
 
 def prompt_flops(config: ModelConfig, tokens: int) -> int:
@@ -61,16 +75,16 @@ def prompt_flops(config: ModelConfig, tokens: int) -> int:
     the window and the token itself. Norms, softmax and the rest are left out.
     """
     hidden, q_width = config.hidden_size, config.num_heads * config.head_dim
-    kv_width = config.num_kv_heads * config.head_dim
-    layer = (
-        2 * hidden * (q_width + kv_width)
-        + config.num_experts * hidden
-        + (config.top_k or 1) * 3 * hidden * config.intermediate_size
+    attention = sum(
+        math.prod(shape) for key, shape in attention_shapes(config).items() if ".self_attn." in key
+    )
+    layers = attention + config.num_layers * (
+        config.num_experts * hidden + (config.top_k or 1) * _mean_expert(config)
     )
     window = min(config.sliding_window or tokens, tokens)
     pairs = window * (window + 1) // 2 + (tokens - window) * window
     return (
-        2 * tokens * config.num_layers * layer
+        2 * tokens * round(layers)
         + 4 * pairs * config.num_layers * q_width
         + 2 * config.vocab_size * hidden
     )
