@@ -123,7 +123,8 @@ class NoFormat:
         raise NoChatTemplate(
             f"this model has no chat template: {self._directory.name} has neither a "
             f"{_TEMPLATE_FILE} nor a chat_template in {_TOKENIZER_CONFIG}. Use /v1/completions, or "
-            "start the server with --chat-template"
+            "start the server with --chat-template FILE, or, if it is an Instruct model, with "
+            f"--chat-template {BUILT_IN_FORMATS[-1]}"
         )
 
 

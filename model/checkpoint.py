@@ -1,4 +1,4 @@
-"""Reading a safetensors checkpoint directory tensor by tensor.
+"""Reading a checkpoint directory tensor by tensor: Hugging Face's layout, or Mistral's own.
 
 A tensor's bytes go straight from the file into its own memory. The usual mapping of a whole file
 is avoided: it counts against the machine's memory, so that one file larger than memory cannot be
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.config import ModelConfig
+from model.config import ModelConfig, config_file
+from model.raw_files import is_raw, read_raw_headers
+from model.raw_names import present, raw_name
 from model.shards import CheckpointError, TensorEntry, read_header, read_shards
 from model.weights import HEAD_KEY, expected_shapes
 
@@ -31,15 +33,23 @@ _MAX_LISTED = 10
 class Checkpoint:
     """A directory with model.safetensors, or with its shards and index. Opening reads headers only.
 
+    Mistral's own files (consolidated.*) are presented under Hugging Face's names and in its order.
+
     Raises:
         CheckpointError: no weights, a shard missing, truncated or damaged, or an index that
-            names a tensor its shard lacks.
+            names a tensor its shard lacks; of raw weights also what `present` refuses.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         single, index = self.directory / SINGLE_FILE, self.directory / INDEX_FILE
-        if single.exists():
+        self._raw: dict[str, TensorEntry] = {}
+        if is_raw(self.directory):
+            self._raw = read_raw_headers(self.directory)
+            shape = ModelConfig.from_dir(self.directory, generation_config=False)
+            self.entries = present(self._raw, shape)
+            self._listing = self.directory
+        elif single.exists():
             self.entries = read_header(single)
             self._listing = single
         elif index.exists():
@@ -59,10 +69,12 @@ class Checkpoint:
         for key, shape in expected.items():
             entry = self.entries.get(key)
             if entry is None:
-                faults.append(f"{self._listing}: {key}: expected shape {list(shape)}, missing")
+                named = f"{raw_name(key, self._raw)} ({key})" if self._raw else key
+                faults.append(f"{self._listing}: {named}: expected shape {list(shape)}, missing")
             elif entry.shape != shape:
                 faults.append(
-                    f"{entry.file}: {key}: expected shape {list(shape)}, found {list(entry.shape)}"
+                    f"{entry.file}: {entry.stored_key or key}: expected shape {list(shape)}, "
+                    f"found {list(entry.shape)}"
                 )
             elif entry.dtype not in _DTYPES:
                 faults.append(_wrong_dtype(key, entry))
@@ -72,14 +84,15 @@ class Checkpoint:
             )
             if key not in expected and not tolerated:
                 faults.append(
-                    f"{entry.file}: {key}: not a tensor of this model, "
+                    f"{entry.file}: {entry.stored_key or key}: not a tensor of this model, "
                     f"found shape {list(entry.shape)}"
                 )
         if faults:
             listed = "\n  ".join(faults[:_MAX_LISTED])
             more = f"\n  and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
             raise CheckpointError(
-                f"{self.directory}: tensors that do not fit config.json: {len(faults)}"
+                f"{self.directory}: tensors that do not fit {config_file(self.directory).name}: "
+                f"{len(faults)}"
                 f"\n  {listed}{more}"
             )
 
@@ -102,13 +115,15 @@ class Checkpoint:
                 while rest:
                     count = file.readinto(rest)
                     if not count:
-                        raise CheckpointError(f"{entry.file}: ends within {key}")
+                        raise CheckpointError(
+                            f"{entry.file}: ends within {entry.stored_key or key}"
+                        )
                     rest = rest[count:]
         except OSError as error:
             raise CheckpointError(f"{entry.file}: {key} cannot be read: {error}") from error
         if on_read is not None:
             on_read(entry.size_bytes)
-        return data.view(getattr(torch, _DTYPES[entry.dtype])).reshape(entry.shape)
+        return _arrange(data.view(getattr(torch, _DTYPES[entry.dtype])), entry)
 
     def read_each(
         self, keys: Iterable[str], on_read: OnRead | None = None
@@ -137,5 +152,16 @@ class Checkpoint:
             raise CheckpointError(f"{self._listing}: {key} is missing") from None
 
 
+def _arrange(stored: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+    """A tensor's elements as the file has them, in the order they are to have."""
+    if entry.is_transposed:
+        return stored.reshape(entry.shape[::-1]).T.contiguous()
+    if entry.rotary_heads:
+        pairs = stored.reshape(entry.rotary_heads, -1, 2, entry.shape[-1])
+        return pairs.transpose(1, 2).reshape(entry.shape)
+    return stored.reshape(entry.shape)
+
+
 def _wrong_dtype(key: str, entry: TensorEntry) -> str:
-    return f"{entry.file}: {key}: dtype is {entry.dtype}; one of {', '.join(_DTYPES)} is needed"
+    name, known = entry.stored_key or key, ", ".join(_DTYPES)
+    return f"{entry.file}: {name}: dtype is {entry.dtype}; one of {known} is needed"

@@ -1,4 +1,4 @@
-"""The shape of a Mixtral or Mistral, read from a Hugging Face checkpoint's config.json."""
+"""The shape of a Mixtral or Mistral, from Hugging Face's config.json or Mistral's params.json."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from pydantic import (
 )
 
 from model.ranks import Ranks, read_ranks, refuse_unknown
+
+from model.raw_files import PARAMS_FILE, is_raw
 
 _ARCHITECTURES = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
 _DENSE = "mistral"
@@ -102,14 +104,17 @@ class ModelConfig(BaseModel):
         """Reads config.json as transformers 4 or 5 writes it, and generation_config.json's EOS ids.
 
         A config.json without a dtype means float32. The EOS ids are those of config.json, then,
-        with `generation_config`, those that only generation_config.json has.
+        with `generation_config`, those that only generation_config.json has. Beside Mistral's own
+        weights it is params.json that counts, and the dtype is theirs.
 
         Raises:
             ConfigError: unreadable, neither Mixtral nor Mistral, or a key missing, mistyped or not
                 supported.
         """
-        file = Path(path) / "config.json"
+        file = config_file(path)
         raw = read_object(file)
+        if file.name == PARAMS_FILE:
+            raw = _from_params(file, raw)
         _refuse_unsupported(file, raw)
         values = dict(raw)
         values["rope_theta"] = _rope_theta(file, raw)
@@ -134,6 +139,25 @@ class ModelConfig(BaseModel):
             return cls.model_validate(values, by_alias=True, by_name=False)
         except ValidationError as error:
             raise first_error(file, error) from None
+
+
+def config_file(path: str | Path) -> Path:
+    """The file that tells a checkpoint's shape: config.json, or params.json beside raw weights."""
+    config, params = Path(path) / "config.json", Path(path) / PARAMS_FILE
+    return params if is_raw(params.parent) and not (config.exists() > params.exists()) else config
+
+
+def _from_params(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """What config.json would say."""
+    from model import raw_params  # not at the top: only raw weights need SentencePiece here
+
+    directory = file.parent
+    try:
+        values = raw_params.config_values(raw)
+    except raw_params.ParamsError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    values |= raw_params.special_tokens(directory)
+    return values | {"dtype": raw_params.stored_dtype(directory)}
 
 
 def read_object(file: Path) -> dict[str, Any]:

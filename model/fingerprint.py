@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from model.checkpoint import Checkpoint
+from model.config import config_file
 from model.shards import CheckpointError
 
 _SAMPLE_BYTES = 256  # of each tensor
@@ -15,7 +15,7 @@ _HEX_DIGITS = 12
 def weights_fingerprint(model_dir: str, precision: str) -> str:
     """Hex digits that are the same only where the same tokens follow the same prompt.
 
-    `precision` says how weights are rounded. Of the directory's name, its config.json, and of each
+    `precision` says how weights are rounded. Of the directory's name, its config file, and of each
     tensor its place and 256 bytes from its middle: training moves them all, and a thousand short
     reads take no time. Weights that were copied to another directory count as others.
 
@@ -25,7 +25,7 @@ def weights_fingerprint(model_dir: str, precision: str) -> str:
     checkpoint = Checkpoint(model_dir)
     digest = hashlib.blake2b(f"{model_dir}\0{precision}\0".encode())
     try:
-        digest.update((Path(model_dir) / "config.json").read_bytes())
+        digest.update(config_file(model_dir).read_bytes())
         for key in checkpoint.in_file_order(checkpoint.entries):
             entry = checkpoint.entries[key]
             digest.update(f"\0{key}\0{entry.dtype}\0{entry.shape}\0".encode())

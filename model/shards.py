@@ -16,13 +16,19 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where one tensor lies: `offset_bytes` counts from the start of `file`."""
+    """Where one tensor lies: `offset_bytes` counts from the start of `file`.
+
+    `shape` is what reading gives; the file may have the elements in another order.
+    """
 
     file: Path
     dtype: str  # as safetensors spells it: F32, BF16, I64, ...
     shape: tuple[int, ...]
     offset_bytes: int
     size_bytes: int
+    stored_key: str = ""  # its name in the file, where that is another
+    is_transposed: bool = False  # the file has its columns one after another
+    rotary_heads: int = 0  # so many heads, whose halves take turns row by row in the file
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
