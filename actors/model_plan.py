@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from actors.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
+from model.bitsandbytes_library import require_library
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.cpu_kernels.binary import load_binary
@@ -93,6 +94,13 @@ def check_checkpoint(config: WindroseConfig) -> ModelConfig:
             f"expert_actors is {config.expert_actors}, but {config.model} is a dense model: it has "
             "no experts, and its layers run whole in the attention actors; use --expert-actors 0"
         )
+    if model.bitsandbytes is not None and config.quantization != "none":
+        raise ValueError(
+            f"quantization is {config.quantization}, but the weights of {config.model} are stored "
+            f"in {model.bitsandbytes.bits} bits already (quantization_config in its config.json); "
+            "serve it without --quantization"
+        )
+    require_library(config.model, model)
     generation_defaults(config)
     Checkpoint(config.model).verify(model)
     return model
@@ -159,7 +167,9 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         or default_threads(
             os.cpu_count() or 1,
             num_ranks,
-            waits_for_all=dtype != "bfloat16" or load_binary() is None,
+            waits_for_all=dtype != "bfloat16"
+            or model.bitsandbytes is not None
+            or load_binary() is None,
         ),
         micro_batches=config.micro_batches,
         bits=_BITS[config.quantization],

@@ -100,7 +100,8 @@ class RankActor:
         from model.cpu_kernels.library import use_threads
 
         plan: ModelPlan = pickle.loads(self._packed_plan)
-        use_threads(plan.threads, plan.torch_dtype)
+        by_library = plan.model.bitsandbytes is not None
+        use_threads(plan.threads, plan.torch_dtype, others_too=by_library)
         device = torch.device(self._identity.device)
         self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
         life.phase = "loading"

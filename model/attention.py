@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from model.config import ModelConfig
 from model.cpu_kernels.library import kernels_for
 from model.kv_cache import KVCache
-from model.projection import StoredMatrix, project, project_together, some_tensor
+from model.projection import StoredMatrix, project, project_together
 from model.rope import rotate
 from model.step_batch import PrefillChunk, StepBatch
 
@@ -80,8 +80,7 @@ class Attention:
         self._group = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
         self._window = config.sliding_window
-        fits = config.head_dim % _KERNEL_HEAD_DIM == 0
-        self._kernels = kernels_for(some_tensor(q_OD)) if fits else None
+        self._kernels = kernels_for(q_OD) if config.head_dim % _KERNEL_HEAD_DIM == 0 else None
         self._qkv = project_together((q_OD, k_OD, v_OD), bits)
         self._o = project(o_DO, bits)
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.bitsandbytes_layout import faults_of, is_quantized, parts_of
 from model.config import ModelConfig, config_file
 from model.raw_files import is_raw, read_raw_headers
 from model.raw_names import present, raw_name
 from model.shards import CheckpointError, TensorEntry, read_header, read_shards
-from model.weights import HEAD_KEY, expected_shapes
+from model.weights import EMBED_KEY, HEAD_KEY, expected_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ INDEX_FILE = "model.safetensors.index.json"
 OnRead = Callable[[int], None]  # is told the bytes of each tensor once it is read
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # torch's names
+_STORED_DTYPES = _DTYPES | {"U8": "uint8", "I8": "int8"}  # and those of quantized weights
 _COMPUTED_KEY = ".rotary_emb.inv_freq"  # a constant that old checkpoints carry along
 _MAX_LISTED = 10
 
@@ -66,11 +68,17 @@ class Checkpoint:
         """
         expected = expected_shapes(config)
         faults = []
+        known = set(expected)
         for key, shape in expected.items():
             entry = self.entries.get(key)
             if entry is None:
                 named = f"{raw_name(key, self._raw)} ({key})" if self._raw else key
                 faults.append(f"{self._listing}: {named}: expected shape {list(shape)}, missing")
+            elif (
+                config.bitsandbytes and len(shape) == 2 and key != EMBED_KEY and is_quantized(entry)
+            ):
+                faults += faults_of(key, shape, self.entries, config.bitsandbytes.bits)
+                known.update(parts_of(key, self.entries).values())
             elif entry.shape != shape:
                 faults.append(
                     f"{entry.file}: {entry.stored_key or key}: expected shape {list(shape)}, "
@@ -82,7 +90,7 @@ class Checkpoint:
             tolerated = key.endswith(_COMPUTED_KEY) or (
                 key == HEAD_KEY and config.tie_word_embeddings
             )
-            if key not in expected and not tolerated:
+            if key not in known and not tolerated:
                 faults.append(
                     f"{entry.file}: {entry.stored_key or key}: not a tensor of this model, "
                     f"found shape {list(entry.shape)}"
@@ -100,12 +108,12 @@ class Checkpoint:
         """One tensor in the dtype it is stored in: on the CPU, contiguous, in memory of its own.
 
         Raises:
-            CheckpointError: no such tensor, not float32, bfloat16 or float16, or a file cut short.
+            CheckpointError: no such tensor, of a type that is not read, or a file cut short.
         """
         import torch  # not at the top: checking a checkpoint's headers does without it
 
         entry = self._entry(key)
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in _STORED_DTYPES:
             raise CheckpointError(_wrong_dtype(key, entry))
         data = torch.empty(entry.size_bytes, dtype=torch.uint8)
         rest = data.numpy().data
@@ -123,7 +131,7 @@ class Checkpoint:
             raise CheckpointError(f"{entry.file}: {key} cannot be read: {error}") from error
         if on_read is not None:
             on_read(entry.size_bytes)
-        return _arrange(data.view(getattr(torch, _DTYPES[entry.dtype])), entry)
+        return _arrange(data.view(getattr(torch, _STORED_DTYPES[entry.dtype])), entry)
 
     def read_each(
         self, keys: Iterable[str], on_read: OnRead | None = None
@@ -142,8 +150,18 @@ class Checkpoint:
         return sorted(keys, key=position)
 
     def total_bytes(self, keys: Iterable[str]) -> int:
-        """Bytes on disk of these tensors together."""
-        return sum(self._entry(key).size_bytes for key in keys)
+        """Bytes on disk of these tensors together, with what belongs to quantized ones."""
+        total = 0
+        for key in keys:
+            total += self._entry(key).size_bytes
+            if self.quantized(key):
+                parts = parts_of(key, self.entries).values()
+                total += sum(self.entries[name].size_bytes for name in parts)
+        return total
+
+    def quantized(self, key: str) -> bool:
+        """Whether a weight is stored as bitsandbytes quantized it. CheckpointError if missing."""
+        return is_quantized(self._entry(key))
 
     def _entry(self, key: str) -> TensorEntry:
         try:

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from model.bitsandbytes_config import BitsAndBytes, read_bitsandbytes
 from model.ranks import Ranks, read_ranks, refuse_unknown
-
 from model.raw_files import PARAMS_FILE, is_raw
 
 _ARCHITECTURES = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
@@ -68,6 +68,7 @@ class ModelConfig(BaseModel):
     bos_token_id: Annotated[int, Field(ge=0)]
     eos_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(validation_alias="eos_token_id")
     ranks: FrozenRanks = Ranks()
+    bitsandbytes: BitsAndBytes | None = None  # None: projections are stored as they are
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,6 +126,7 @@ class ModelConfig(BaseModel):
         else:
             values["dtype"] = "float32"
         values["eos_token_id"] = _eos_token_ids(file, raw, generation_config)
+        values["bitsandbytes"] = _bitsandbytes(file, raw)
         if raw["model_type"] == _DENSE:
             values |= {"num_local_experts": 0, "num_experts_per_tok": 0}
         elif raw.get("num_local_experts") == 0:
@@ -189,9 +191,17 @@ def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
         raise ConfigError(
             f"{file}: architectures is {architectures!r}; only [{architecture!r}] is supported"
         )
-    for key in ("attention_bias", "quantization_config"):
-        if raw.get(key):
-            raise ConfigError(f"{file}: {key} is {raw[key]!r}, which is not supported")
+    if raw.get("attention_bias"):
+        raise ConfigError(
+            f"{file}: attention_bias is {raw['attention_bias']!r}, which is not supported"
+        )
+
+
+def _bitsandbytes(file: Path, raw: dict[str, Any]) -> BitsAndBytes | None:
+    try:
+        return read_bitsandbytes(raw)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _rope_theta(file: Path, raw: dict[str, Any]) -> Any:

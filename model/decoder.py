@@ -19,9 +19,9 @@ from model.experts import Expert, PackedExpert
 from model.feed_forward import FeedForward
 from model.gate import Gate
 from model.kv_cache import KVCache
-from model.linear import Linear
 from model.micro_batch import rows_in_order, split_batch
 from model.norm import RMSNorm
+from model.projection import Projection
 from model.rope import Rope
 from model.step_batch import StepBatch
 
@@ -44,7 +44,7 @@ class DecoderWeights:
     gates: tuple[Gate, ...]  # a layer each; none in a dense model
     dense_blocks: tuple[Expert | PackedExpert, ...]  # a layer each; none where there are experts
     norm: RMSNorm
-    head: Linear
+    head: Projection
     num_bytes: int
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.cpu_kernels.quantized_packing import in_turns, pack_quantized
-from model.projection import Factors, StoredMatrix, project, project_together
+from model.projection import StoredMatrix, project, project_together
 from model.quantization import quantize
 
 
@@ -81,10 +81,14 @@ def make_expert(
     w1_FD: StoredMatrix, w3_FD: StoredMatrix, w2_DF: StoredMatrix, *, bits: int = 16
 ) -> Expert | PackedExpert:
     """Put an expert's matrices into the form that is fastest here, of so many bits a weight."""
-    if isinstance(w1_FD, Factors) or isinstance(w3_FD, Factors) or isinstance(w2_DF, Factors):
-        return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
     kernels = kernels_for(w1_FD)
-    if kernels is None or kernels_for(w2_DF) is None:
+    if (
+        kernels is None
+        or kernels_for(w2_DF) is None
+        or not isinstance(w1_FD, torch.Tensor)
+        or not isinstance(w3_FD, torch.Tensor)
+        or not isinstance(w2_DF, torch.Tensor)
+    ):
         return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
     return PackedExpert(kernels, w1_FD, w3_FD, w2_DF, bits=bits)
 
@@ -98,7 +102,7 @@ class _PackedLayer:
     bits: int
     w13_E: ctypes.Array[ctypes.c_void_p]
     w2_E: ctypes.Array[ctypes.c_void_p]
-    others: tuple[int, ...]  # the layer's experts that are not packed: factors
+    others: tuple[int, ...]  # the layer's experts that are not packed
 
     def __call__(
         self, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
@@ -177,23 +181,21 @@ class ExpertShard:
         rows_S = slots_S // top_k
         parts = x_RD.index_select(0, rows_S).split(counts.tolist())
         outs = [
-            self._expert(layer, expert_id)(part_ND)
+            self._experts[layer, expert_id](part_ND)
             for expert_id, part_ND in zip(chosen.tolist(), parts, strict=True)
         ]
         out_SD = outs[0] if len(outs) == 1 else torch.cat(outs)
         weights_S = weights_RK.reshape(-1).index_select(0, slots_S).to(x_RD.dtype)
         return y_RD.index_add_(0, rows_S, out_SD.mul_(weights_S.unsqueeze(1)))
 
-    def _expert(self, layer: int, expert_id: int) -> Expert:
-        expert = self._experts[layer, expert_id]
-        assert isinstance(expert, Expert), "packed experts of a layer run in one call"
-        return expert
-
 
 def _packed_layers(
     experts: Mapping[tuple[int, int], Expert | PackedExpert],
 ) -> dict[int, _PackedLayer]:
-    """The layers with packed experts, made anew so that a running `forward` keeps its own."""
+    """The layers with packed experts, made anew so that a running `forward` keeps its own.
+
+    A checkpoint may hold some experts of a layer as factors or quantized, and others not.
+    """
     by_layer: dict[int, dict[int, PackedExpert]] = {}
     others: dict[int, list[int]] = {}
     for (layer, expert_id), expert in experts.items():

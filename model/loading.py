@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import torch
 
 from model.attention import Attention
+from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix, read_matrix
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, DecoderWeights
@@ -21,7 +22,7 @@ from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
-from model.projection import Factors, StoredMatrix
+from model.projection import Factors, StoredMatrix, project
 from model.ranks import factor_keys, matrix_name
 from model.weights import (
     EMBED_KEY,
@@ -29,6 +30,7 @@ from model.weights import (
     NORM_KEY,
     attention_shapes,
     dense_keys,
+    expected_shapes,
     expert_keys,
     layer_prefix,
 )
@@ -49,11 +51,16 @@ class _Reader:
     ) -> None:
         self._checkpoint = checkpoint
         self._ranks = config.ranks
+        self._stored = stored = config.bitsandbytes
+        self._shapes = {} if stored is None else expected_shapes(config)
         self._dtype = dtype
         self._device = device
         self._on_read = on_read
 
     def __call__(self, key: str) -> torch.Tensor:
+        """One tensor; dense, whatever it is stored as."""
+        if self._is_quantized(key):
+            return self._quantized(key).dequantize()
         tensor = self._checkpoint.read(key, self._on_read)
         return tensor.to(device=self._device, dtype=self._dtype)
 
@@ -62,7 +69,23 @@ class _Reader:
         if matrix_name(key) in self._ranks:
             first, second = factor_keys(key)
             return Factors(self(first), self(second))
-        return self(key)
+        return self._quantized(key) if self._is_quantized(key) else self(key)
+
+    def _is_quantized(self, key: str) -> bool:
+        return self._stored is not None and self._checkpoint.quantized(key)
+
+    def _quantized(self, key: str) -> FourBitMatrix | EightBitMatrix:
+        assert self._stored is not None
+        outputs, inputs = self._shapes[key]
+        return read_matrix(
+            self._checkpoint,
+            key,
+            (outputs, inputs),
+            self._dtype,
+            self._device,
+            self._stored.threshold,
+            lambda name: self._checkpoint.read(name, self._on_read),
+        )
 
 
 def load_decoder(
@@ -102,15 +125,15 @@ def load_decoder(
         else:
             gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
-    head_VD = embedding_VD if config.tie_word_embeddings else read(HEAD_KEY)
-    head = Linear(head_VD, bits if bits == 16 else _HEAD_BITS)
+    head_VD = embedding_VD if config.tie_word_embeddings else read.matrix(HEAD_KEY)
+    head = project(head_VD, bits if bits == 16 else _HEAD_BITS)
     elsewhere = (".self_attn.", ".mlp.", HEAD_KEY)  # what counts its own bytes
     plain = sum(
         math.prod(shape)
         for key, shape in attention_shapes(config).items()
         if not any(part in key for part in elsewhere)
     )
-    shared = config.tie_word_embeddings and not head.is_packed
+    shared = config.tie_word_embeddings and isinstance(head, Linear) and not head.is_packed
     return DecoderWeights(
         embedding_VD=embedding_VD,
         layers=tuple(layers),

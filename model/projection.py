@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix
 from model.linear import Linear
 
 
@@ -21,8 +22,23 @@ class Factors:
     first_RI: torch.Tensor
     second_OR: torch.Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self.first_RI.device
 
-StoredMatrix: TypeAlias = torch.Tensor | Factors  # [O, I]
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of both."""
+        return self.first_RI.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[O, I]."""
+        return self.second_OR.shape[0], self.first_RI.shape[1]
+
+
+StoredMatrix: TypeAlias = torch.Tensor | Factors | FourBitMatrix | EightBitMatrix  # [O, I]
 
 
 class Projection(Protocol):
@@ -40,22 +56,22 @@ class Projection(Protocol):
 
 def project(matrix: StoredMatrix, bits: int = 16) -> Projection:
     """Hold one matrix in the form that is fastest here, of so many bits a weight."""
+    if isinstance(matrix, torch.Tensor):
+        return Linear(matrix, bits)
     if isinstance(matrix, Factors):
         return LowRankLinear((matrix,), bits)
-    return Linear(matrix, bits)
+    return matrix.project()
 
 
 def project_together(matrices: Sequence[StoredMatrix], bits: int = 16) -> Projection:
     """Hold matrices that multiply the same rows; their outputs come side by side."""
-    dense = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor)]
-    if len(dense) == len(matrices):
-        return Linear(torch.cat(dense), bits)
-    return LowRankLinear(matrices, bits)
-
-
-def some_tensor(matrix: StoredMatrix) -> torch.Tensor:
-    """A tensor of the matrix, as wide as its inputs: shows its dtype and device."""
-    return matrix.first_RI if isinstance(matrix, Factors) else matrix
+    plain = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor)]
+    if len(plain) == len(matrices):
+        return Linear(torch.cat(plain), bits)
+    own = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor | Factors)]
+    if len(own) == len(matrices):
+        return LowRankLinear(own, bits)
+    return SideBySide([project(matrix, bits) for matrix in matrices])
 
 
 class LowRankLinear:
@@ -67,8 +83,8 @@ class LowRankLinear:
 
     __slots__ = ("_first", "_seconds", "_widths", "num_bytes")
 
-    def __init__(self, matrices: Sequence[StoredMatrix], bits: int = 16) -> None:
-        firsts = [some_tensor(matrix) for matrix in matrices]
+    def __init__(self, matrices: Sequence[torch.Tensor | Factors], bits: int = 16) -> None:
+        firsts = [one.first_RI if isinstance(one, Factors) else one for one in matrices]
         self._widths = [len(first) for first in firsts]
         self._first = Linear(firsts[0] if len(firsts) == 1 else torch.cat(firsts), bits)
         self._seconds = [
@@ -86,3 +102,21 @@ class LowRankLinear:
             for part, second in zip(parts, self._seconds, strict=True)
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+
+class SideBySide:
+    """Several projections of the same rows."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[Projection]) -> None:
+        self._parts = parts
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights held."""
+        return sum(part.num_bytes for part in self._parts)
+
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """Return their outputs side by side."""
+        return torch.cat([part(x_TI) for part in self._parts], dim=-1)

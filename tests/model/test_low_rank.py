@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from model.checkpoint import Checkpoint
 from model.config import ConfigError, ModelConfig
 from model.experts import Expert, ExpertShard, PackedExpert, make_expert
-from model.projection import Factors, StoredMatrix, project, project_together
+from model.projection import Factors, project, project_together
 from model.shards import CheckpointError
 from model.weights import expected_shapes, expert_keys, stored_keys
 from ops.bench.floor import decode_step_bytes
@@ -122,29 +122,34 @@ def test_what_a_step_reads_is_what_is_stored(directory: Path) -> None:
     assert json.loads((directory / "config.json").read_text())["ranks"] == RANKS
 
 
+_Matrix = torch.Tensor | Factors
+
+
 def _random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[-1] ** -0.5
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    scaled: torch.Tensor = drawn / float(shape[-1]) ** 0.5
+    return scaled
 
 
 def _factors(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
     return Factors(_random(rank, inputs, seed=seed), _random(outputs, rank, seed=seed + 1))
 
 
-def _product(matrix: StoredMatrix) -> torch.Tensor:
+def _product(matrix: _Matrix) -> torch.Tensor:
     if isinstance(matrix, Factors):
         product: torch.Tensor = matrix.second_OR @ matrix.first_RI
         return product
     return matrix
 
 
-def _to(matrix: StoredMatrix, dtype: torch.dtype) -> StoredMatrix:
+def _to(matrix: _Matrix, dtype: torch.dtype) -> _Matrix:
     if isinstance(matrix, Factors):
         return Factors(matrix.first_RI.to(dtype), matrix.second_OR.to(dtype))
     return matrix.to(dtype)
 
 
 def test_a_projection_is_the_product_and_holds_only_factors() -> None:
-    matrices: list[StoredMatrix] = [
+    matrices: list[_Matrix] = [
         _factors(40, 24, 6, 1),
         _random(10, 24, seed=3),
         _factors(7, 24, 11, 4),
@@ -173,7 +178,7 @@ def test_a_layer_may_have_experts_of_both_kinds(bits: int) -> None:
     width, inner, rank = 64, 96, 32
     w1_w3 = [_random(inner, width, seed=seed) for seed in range(6)]
     w2 = [_random(width, inner, seed=seed) for seed in range(6, 9)]
-    held: dict[int, tuple[StoredMatrix, StoredMatrix, StoredMatrix]] = {
+    held: dict[int, tuple[_Matrix, _Matrix, _Matrix]] = {
         0: (w1_w3[0], w1_w3[1], w2[0]),
         1: (_factors(inner, width, rank, 10), _factors(inner, width, 8, 12), w2[1]),
         4: (w1_w3[2], w1_w3[3], _factors(width, inner, rank, 14)),

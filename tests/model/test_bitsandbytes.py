@@ -1,0 +1,310 @@
+"""Checkpoints saved with bitsandbytes: what is read of them, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+import transformers.quantizers.quantizer_bnb_4bit as quantizer_4bit
+import transformers.quantizers.quantizer_bnb_8bit as quantizer_8bit
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from actors.engine_build import colocated_engine
+from actors.model_plan import check_checkpoint
+from configs.schema import WindroseConfig
+from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix
+from model.checkpoint import Checkpoint
+from model.config import ConfigError, ModelConfig
+from model.projection import project, project_together
+from model.shards import CheckpointError
+from tests.bitsandbytes_checkpoints import (
+    KINDS,
+    linear_layers,
+    quantize_checkpoint,
+    restore_4bit,
+)
+from tests.checkpoints import make_checkpoint
+from tests.greedy_reference import tiny_plan
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {"hidden": 32, "head_dim": 16, "ffn": 48, "experts": 2, "layers": 1}
+Q = "model.layers.0.self_attn.q_proj"
+W2 = "model.layers.0.block_sparse_moe.experts.1.w2"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("plain"), **TINY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mistral_is_stored_as_transformers_itself_stores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    # It asks for accelerate, which it does not use to quantize on one device.
+    for quantizer in (quantizer_4bit, quantizer_8bit):
+        monkeypatch.setattr(quantizer, "is_accelerate_available", lambda *_: True)
+    source = make_checkpoint(tmp_path / "dense", **TINY | {"experts": 0})
+    settings = BitsAndBytesConfig(**KINDS[kind])
+    theirs: Any = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = quantize_checkpoint(source, tmp_path / "ours", kind, linear_layers)
+    wanted, got = (
+        load_file(directory / "model.safetensors") for directory in (tmp_path / "theirs", ours)
+    )
+    assert wanted.keys() == got.keys()
+    for key, tensor in wanted.items():
+        assert tensor.dtype == got[key].dtype and torch.equal(tensor, got[key]), key
+    assert (
+        json.loads((tmp_path / "theirs" / "config.json").read_text())["quantization_config"]
+        == json.loads((ours / "config.json").read_text())["quantization_config"]
+    )
+    Checkpoint(tmp_path / "theirs").verify(ModelConfig.from_dir(tmp_path / "theirs"))
+
+
+def test_experts_that_transformers_5_left_dense_are_served_as_such(
+    tmp_path: Path, plain: Path
+) -> None:
+    directory = quantize_checkpoint(
+        plain, tmp_path / "stored", "nf4", lambda key: "self_attn" in key
+    )
+    built = colocated_engine(tiny_plan(directory, dtype="bfloat16"), CPU)
+    assert built.load is not None
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4-nested", "fp4"])
+@pytest.mark.parametrize("shape", [(64, 128), (48, 96), (33, 64), (7, 30)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_four_bits_multiply_as_what_they_stand_for(
+    kind: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    matrix, dense_OI = four_bit_matrix(kind, shape, dtype)
+    x_TI = torch.randn(5, shape[1], generator=torch.Generator().manual_seed(2)).to(dtype)
+    exact = x_TI.float() @ dense_OI.T
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
+    before = matrix.packed.clone()
+    for projection in (project(matrix), project_together((matrix, matrix))):
+        got = projection(x_TI)
+        assert got.dtype == dtype and torch.isfinite(got).all()
+        torch.testing.assert_close(
+            got[:, : shape[0]].float(),
+            exact,
+            rtol=rounding,
+            atol=rounding * float(exact.abs().max()),
+        )
+        assert torch.equal(got[:, -shape[0] :], got[:, : shape[0]])
+    assert torch.equal(matrix.packed, before)
+
+
+def four_bit_matrix(
+    kind: str, shape: tuple[int, int], dtype: torch.dtype
+) -> tuple[FourBitMatrix, torch.Tensor]:
+    """A random matrix, and what it stands for."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    quant_type, _, nested = kind.partition("-")
+    packed, state = bnb.quantize_4bit(
+        weight, quant_type=quant_type, compress_statistics=bool(nested)
+    )
+    dense_OI = restore_4bit(packed, state)
+    state.dtype = dtype
+    return FourBitMatrix(shape, dtype, packed, state), dense_OI
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_eight_bits_are_exact_in_fp32_and_llm_int8_in_16_bits(
+    dtype: torch.dtype, rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(48, 64, generator=generator)
+    numbers, scales, _ = bnb.int8_vectorwise_quant(weight.half())
+    matrix = EightBitMatrix(numbers, scales, dtype, threshold=6.0)
+    dense_OI = numbers * (scales / 127)[:, None]
+    x_TI = torch.randn(rows, 64, generator=generator)
+    x_TI[:, 11] = 40.0  # without the outliers' own product, all other inputs would be lost
+    exact = x_TI.to(dtype).float() @ dense_OI.T
+    got = project(matrix)(x_TI.to(dtype)).float()
+    off = (got - exact).abs().max()
+    assert off < (1e-4 if dtype == torch.float32 else 0.02 * exact.abs().max())
+    if dtype != torch.float32 and rows > 1:
+        without = EightBitMatrix(numbers, scales, dtype, threshold=0.0)
+        assert (project(without)(x_TI.to(dtype)).float() - exact).abs().max() > 2 * off
+
+
+def edited(
+    directory: Path, target: Path, kind: str, change: Callable[[dict[str, torch.Tensor]], None]
+) -> Path:
+    """A quantized copy of `directory` whose tensors `change` has changed."""
+    quantize_checkpoint(directory, target, kind)
+    file = target / "model.safetensors"
+    tensors = {key: value.clone() for key, value in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target
+
+
+def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[name]
+
+    return change
+
+
+def put(name: str, value: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = value
+
+    return change
+
+
+STATE = f"{Q}.weight.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "fault"),
+    [
+        ("nf4", drop(STATE), f"{STATE} (or fp4): missing"),
+        ("nf4", drop(f"{Q}.weight.absmax"), f"{Q}.weight.absmax: missing, and {Q}.weight cannot"),
+        ("nf4", drop(f"{Q}.weight.quant_map"), f"{Q}.weight.quant_map: missing"),
+        (
+            "nf4-nested",
+            drop(f"{W2}.weight.nested_quant_map"),
+            f"{W2}.weight.nested_quant_map: missing",
+        ),
+        (
+            "nf4-nested",
+            drop(f"{W2}.weight.nested_absmax"),
+            f"{W2}.weight.absmax: dtype is U8; F32 is needed",
+        ),
+        (
+            "nf4",
+            put(f"{Q}.weight", torch.zeros(7, 1, dtype=torch.uint8)),
+            f"{Q}.weight: expected shape [1024, 1], found [7, 1]",
+        ),
+        (
+            "nf4",
+            put(f"{Q}.weight", torch.zeros(64, 32, dtype=torch.int8)),
+            f"{Q}.weight: dtype is I8; U8 is needed",
+        ),
+        ("int8", drop(f"{W2}.SCB"), f"{W2}.SCB: missing, and {W2}.weight cannot"),
+        (
+            "int8",
+            put(f"{W2}.SCB", torch.zeros(33)),
+            f"{W2}.SCB: expected shape [32], found [33]",
+        ),
+        (
+            "int8",
+            put(f"{W2}.weight", torch.zeros(48, 32, dtype=torch.int8)),
+            f"{W2}.weight: expected shape [32, 48], found [48, 32]",
+        ),
+        (
+            "int8",
+            put("model.norm.weight", torch.zeros(32, dtype=torch.int8)),
+            "model.norm.weight: dtype is I8; one of F32, BF16, F16 is needed",
+        ),
+        ("int8", put(f"{Q}.bias", torch.zeros(64)), f"{Q}.bias: not a tensor of this model"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused_by_file_and_key(
+    tmp_path: Path, plain: Path, kind: str, change: Any, fault: str
+) -> None:
+    directory = edited(plain, tmp_path / "stored", kind, change)
+    with pytest.raises(CheckpointError, match=re.escape(fault)) as refusal:
+        Checkpoint(directory).verify(ModelConfig.from_dir(directory))
+    assert f"  {directory / 'model.safetensors'}: " in str(refusal.value)
+
+
+def text(state: str) -> torch.Tensor:
+    return torch.tensor(list(state.encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "fault"),
+    [
+        (
+            "nf4",
+            put(STATE, text('{"shape": [32, 64], "blocksize": 64, "quant_type": "nf4"}')),
+            f"{STATE}: shape is [32, 64]; [64, 32] is needed",
+        ),
+        (
+            "nf4",
+            put(STATE, text('{"shape": [64, 32], "blocksize": 4096, "quant_type": "nf4"}')),
+            f"{STATE}: blocksize is 4096; 1 to 1024 are supported",
+        ),
+        ("nf4", put(STATE, text("{")), f"{STATE}: not the JSON that bitsandbytes writes"),
+        (
+            "nf4",
+            put(f"{Q}.weight.absmax", torch.ones(31)),
+            f"{Q}.weight.absmax: expected shape [32], found [31]",
+        ),
+        (
+            "int8",
+            put(f"{Q}.weight_format", torch.tensor(2, dtype=torch.uint8)),
+            f"{Q}.weight_format: only 0 (row-major) is supported",
+        ),
+    ],
+)
+def test_contents_that_do_not_fit_are_refused_by_file_and_key(
+    tmp_path: Path, plain: Path, kind: str, change: Any, fault: str
+) -> None:
+    directory = edited(plain, tmp_path / "stored", kind, change)
+    with pytest.raises(CheckpointError) as refusal:
+        colocated_engine(tiny_plan(directory), CPU)
+    assert str(refusal.value).startswith(f"{directory / 'model.safetensors'}: {fault}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"quant_method": "gptq"}, "quant_method is 'gptq'; only 'bitsandbytes' is supported"),
+        ({"load_in_8bit": True}, "one of them must be true"),
+        ({"load_in_4bit": False}, "one of them must be true"),
+        ({"bnb_4bit_quant_type": "int4"}, "bnb_4bit_quant_type is 'int4'; only 'nf4' or 'fp4' is"),
+        ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage is 'bfloat16'; only"),
+        ({"llm_int8_threshold": "6"}, "llm_int8_threshold is '6'; a number is needed"),
+    ],
+)
+def test_what_config_json_asks_for_and_is_not_there_is_refused(
+    tmp_path: Path, plain: Path, changes: dict[str, Any], fault: str
+) -> None:
+    directory = quantize_checkpoint(plain, tmp_path / "stored", "nf4", **changes)
+    with pytest.raises(ConfigError, match=re.escape(fault)) as refusal:
+        ModelConfig.from_dir(directory)
+    assert str(refusal.value).startswith(f"{directory / 'config.json'}: quantization_config")
+
+
+def test_the_first_checkpoints_that_named_no_method_are_read(tmp_path: Path, plain: Path) -> None:
+    directory = quantize_checkpoint(plain, tmp_path / "stored", "int8")
+    file = directory / "config.json"
+    values = json.loads(file.read_text())
+    values["quantization_config"] = {"load_in_8bit": True, "llm_int8_threshold": 5}
+    file.write_text(json.dumps(values))
+    stored = ModelConfig.from_dir(directory).bitsandbytes
+    assert stored is not None and (stored.bits, stored.threshold) == (8, 5.0)
+
+
+def test_without_the_library_the_extra_is_named(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = quantize_checkpoint(plain, tmp_path / "stored", "int8")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(ConfigError, match=r"config\.json: .*pip install 'windrose\[bitsandbytes\]"):
+        check_checkpoint(WindroseConfig(model=str(directory)))
+    check_checkpoint(WindroseConfig(model=str(plain)))
+
+
+def test_rounding_once_more_is_refused(tmp_path: Path, plain: Path) -> None:
+    directory = quantize_checkpoint(plain, tmp_path / "stored", "int8")
+    with pytest.raises(ValueError, match=r"quantization is int4, but .* in 8 bits already"):
+        check_checkpoint(WindroseConfig(model=str(directory), quantization="int4"))
