@@ -68,6 +68,17 @@ class Tokenizer:
             if self._processor.is_control(i) or self._processor.is_unknown(i)
         }
 
+    @property
+    def pieces(self) -> Sequence[str]:
+        """The vocabulary's spellings, by id."""
+        return self._pieces
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """By id: of two merges the one into the piece with the higher score is made first."""
+        scores: list[float] = self._processor.get_score(list(range(self.vocab_size)))
+        return scores
+
     @cached_property
     def _unprefixed(self) -> SentencePieceProcessor:
         """The same vocabulary, without a prefix space."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
+from ops.model_flags import CONVERT_EXAMPLES, add_convert_arguments
 from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
 from ops.watch_flags import (
     GRAFANA_EXAMPLES,
@@ -33,6 +34,7 @@ examples:
   windrose chat "What is a wind rose?"              ask one question
   windrose experts                                  who serves which expert, how loaded each is
   windrose experts replicate 3                      a second rank for a hot expert
+  windrose convert SRC DST                          Mistral's own files to Hugging Face's layout
   windrose top                                      watch requests, actors and experts
 
 `windrose COMMAND --help` tells more.
@@ -152,6 +154,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_api_key(top)
     add_top_arguments(top)
 
+    convert = command(
+        "convert", _convert, "turn Mistral's own weight files into Hugging Face's", CONVERT_EXAMPLES
+    )
+    add_convert_arguments(convert)
+
     command("version", _print_version, "print the version")
     return parser
 
@@ -248,6 +255,15 @@ def _top(args: argparse.Namespace) -> int:
         return _failed("top", error)
     except ValueError as error:
         return _failed("top", error, EXIT_USAGE)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ops.convert import run_convert
+
+    try:
+        return run_convert(args.source, args.target, args.max_shard_size)
+    except (ValueError, OSError) as error:
+        return _failed("convert", error)
 
 
 def _failed(command: str, error: Exception, status: int = 1) -> int:

@@ -1,0 +1,42 @@
+"""Arguments of the commands that look at checkpoints: `windrose convert`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+CONVERT_EXAMPLES = """\
+SRC has params.json and consolidated.*; DST is to be a new directory. Every shard is read back and
+compared before it gets its name, and the index comes last. What was stopped goes on where it was
+when the same command is given again.
+
+examples:
+  windrose convert /models/mixtral-8x7b-raw /models/Mixtral-8x7B-v0.1
+  windrose convert SRC DST --max-shard-size 2GB
+"""
+DEFAULT_SHARD_SIZE = "5GB"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMG]I?)B?", re.IGNORECASE)
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add SRC, DST and --max-shard-size."""
+    parser.add_argument("source", type=Path, metavar="SRC", help="directory to read")
+    parser.add_argument("target", type=Path, metavar="DST", help="directory to write")
+    parser.add_argument(
+        "--max-shard-size",
+        type=size_bytes,
+        default=DEFAULT_SHARD_SIZE,
+        metavar="SIZE",
+        help=f"largest shard, as in 500MB or 2GiB (default: {DEFAULT_SHARD_SIZE})",
+    )
+
+
+def size_bytes(text: str) -> int:
+    """Bytes of a size with a unit: 5GB, 512MiB, 1000."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 512MiB")
+    return size
