@@ -13,6 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ops.compress.settings import (
+    COMPRESS_EXAMPLES,
+    add_compress_arguments,
+    compress_settings,
+)
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
 from ops.model_flags import CONVERT_EXAMPLES, add_convert_arguments
 from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
@@ -159,6 +164,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     add_convert_arguments(convert)
 
+    compress = command(
+        "compress",
+        _compress,
+        "make a smaller checkpoint of a Mixtral: its experts as low-rank factors",
+        COMPRESS_EXAMPLES,
+    )
+    add_compress_arguments(compress)
+
     command("version", _print_version, "print the version")
     return parser
 
@@ -264,6 +277,15 @@ def _convert(args: argparse.Namespace) -> int:
         return run_convert(args.source, args.target, args.max_shard_size)
     except (ValueError, OSError) as error:
         return _failed("convert", error)
+
+
+def _compress(args: argparse.Namespace) -> int:
+    from ops.compress.command import run_compress
+
+    try:
+        return run_compress(compress_settings(args), json_report=args.json)
+    except (ValueError, OSError) as error:
+        return _failed("compress", error)
 
 
 def _failed(command: str, error: Exception, status: int = 1) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,7 @@ _Matrix = torch.Tensor | Factors
 
 
 def _random(*shape: int, seed: int) -> torch.Tensor:
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    scaled: torch.Tensor = drawn / float(shape[-1]) ** 0.5
-    return scaled
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / math.sqrt(shape[-1])
 
 
 def _factors(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
