@@ -50,7 +50,7 @@ class CompletionPlan:
 
 async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
-    _check_model(body, state)
+    check_model(body.model, state)
     body = _with_defaults(body, state)
     messages = [
         ChatMessage("system" if m.role == "developer" else m.role, m.content) for m in body.messages
@@ -81,15 +81,15 @@ async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
 
 async def plan_completion(body: CompletionRequest, state: ServingState) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
-    _check_model(body, state)
+    check_model(body.model, state)
     body = _with_defaults(body, state)
     most = min(COMPLETION_MAX_TOKENS, state.defaults.max_new_tokens or COMPLETION_MAX_TOKENS)
     prompts: list[tuple[tuple[int, ...], str]] = []
     limits: list[int] = []
     for prompt in body.prompt:
-        ids = prompt if isinstance(prompt, tuple) else await _encode(prompt, state)
+        ids = prompt if isinstance(prompt, tuple) else await encode(prompt, state)
         left = _tokens_left(ids, "prompt", body.max_tokens, "max_tokens", state)
-        _check_ids(ids, "prompt", state)
+        check_ids(ids, "prompt", state)
         echo = ""
         if body.echo:
             echo = prompt if isinstance(prompt, str) else state.tokenizer.decode(prompt)
@@ -99,10 +99,11 @@ async def plan_completion(body: CompletionRequest, state: ServingState) -> Compl
     return _plan("cmpl-", body, state, choices, sum(len(ids) for ids, _ in prompts))
 
 
-async def _encode(prompt: str, state: ServingState) -> tuple[int, ...]:
+async def encode(prompt: str, state: ServingState, *, add_bos: bool = True) -> tuple[int, ...]:
+    """The text's tokens, behind BOS or not."""
     if len(prompt) <= LONG_TEXT_CHARS:
-        return tuple(state.tokenizer.encode(prompt, add_bos=True))
-    return tuple(await asyncio.to_thread(state.tokenizer.encode, prompt, add_bos=True))
+        return tuple(state.tokenizer.encode(prompt, add_bos=add_bos))
+    return tuple(await asyncio.to_thread(state.tokenizer.encode, prompt, add_bos=add_bos))
 
 
 def _with_defaults(body: Schema, state: ServingState) -> Schema:
@@ -115,16 +116,18 @@ def _with_defaults(body: Schema, state: ServingState) -> Schema:
     return body.model_copy(update=defaults)
 
 
-def _check_model(body: SamplingFields, state: ServingState) -> None:
-    if body.model not in (None, state.model_name):
+def check_model(name: str | None, state: ServingState) -> None:
+    """Raises NotFound where a request is for another model."""
+    if name not in (None, state.model_name):
         raise NotFound(
-            f"the model {body.model!r} does not exist; this server has {state.model_name!r}",
+            f"the model {name!r} does not exist; this server has {state.model_name!r}",
             param="model",
             code="model_not_found",
         )
 
 
-def _check_ids(ids: tuple[int, ...] | list[int], param: str, state: ServingState) -> None:
+def check_ids(ids: tuple[int, ...] | list[int], param: str, state: ServingState) -> None:
+    """Raises BadRequest for a token id that the model does not have."""
     outside = [
         i for i in (min(ids, default=0), max(ids, default=0)) if not 0 <= i < state.vocab_size
     ]
@@ -169,8 +172,8 @@ def _choices(
     logprobs: int | None,
 ) -> tuple[Choice, ...]:
     """`n` choices for each (prompt, echo), prompt by prompt, as OpenAI numbers them."""
-    _check_ids(body.stop_token_ids, "stop_token_ids", state)
-    _check_ids([token_id for token_id, _ in body.logit_bias], "logit_bias", state)
+    check_ids(body.stop_token_ids, "stop_token_ids", state)
+    check_ids([token_id for token_id, _ in body.logit_bias], "logit_bias", state)
     seed = secrets.randbits(63) if body.seed is None else body.seed
     arrival_s = time.time()
     choices: list[Choice] = []

@@ -1,4 +1,4 @@
-"""One attention rank's engine: schedule, run the decoder, sample, report. No Ray in here.
+"""One attention rank's engine: schedule, run the decoder, sample or pool, report. No Ray in here.
 
 The attention actor drives it; a benchmark or a test can drive it as well, in any process.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 
 import torch
@@ -17,12 +18,13 @@ from actors.histogram import Histogram
 from actors.messages import GenerateRequest, TokenEvent
 from actors.metric_table import QUEUE_TIME
 from actors.micro_batches import MicroBatches, RunStep
+from actors.pooled_step import PooledStep, wanted_rows
 from actors.scheduler import RunningSequence, ScheduledChunk, Scheduler, StepPlan
 from model.decoder import Decoder
 from model.kv_cache import KVCache
 from model.sampler import NonFiniteLogits, SampleRow, sample
 from model.sampling_params import TokenLogprobs
-from model.step_batch import Chunk, build_batch
+from model.step_batch import Chunk, StepBatch, build_batch
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +62,13 @@ class Engine:
         scheduler: Scheduler,
         device: torch.device,
         micro_batches: MicroBatches,
+        pooled: PooledStep | None = None,
     ) -> None:
+        """With `pooled` the model has no head to draw tokens with: all requests are pooled."""
         self._decoder = decoder
         self._cache = cache
         self._device = device
+        self._pooled = pooled
         self.scheduler = scheduler
         self.micro_batches = micro_batches
         self.last_step = RunStep(0, 0, 0.0, 0.0)
@@ -76,11 +81,15 @@ class Engine:
         Raises:
             ValueError: it can never run here.
         """
+        if (request.pooling is None) != (self._pooled is None):
+            raise ValueError(f"request {request.request_id} asks for what the model does not give")
         return self.scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request; its blocks are free after the step in flight at the latest."""
         self.scheduler.abort(request_id)
+        if self._pooled is not None:
+            self._pooled.forget(request_id)
 
     def plan_step(self) -> StepPlan:
         """Choose the rows of the next step; none if nothing can run."""
@@ -114,9 +123,13 @@ class Engine:
             self._cache.block_size,
             self._device,
         )
-        logits_CV = self._decoder.forward(batch, self._cache, micro_batches)
-        sampled, failed = self._sample(logits_CV, plan)
-        events = self.scheduler.finish_step(plan, sampled) + failed
+        made: Sequence[tuple[int, TokenLogprobs | None] | bytes]
+        if self._pooled is None:
+            logits_CV = self._decoder.forward(batch, self._cache, micro_batches)
+            made, failed = self._sample(logits_CV, plan)
+        else:
+            made, failed = self._pool(self._pooled, batch, plan, micro_batches)
+        events = self.scheduler.finish_step(plan, made) + failed
         self.last_step = RunStep(
             micro_batches, plan.num_rows, self._decoder.layers_s, times.wait_s - wait_s
         )
@@ -136,18 +149,32 @@ class Engine:
             return list(zip(drawn.token_ids, drawn.logprobs, strict=True)), []
         except NonFiniteLogits as error:
             bad = set(error.rows)
-        lost = [chunks[index].sequence for index in bad]
-        if blocks := self.scheduler.fail(lost):
-            self._cache.clear(blocks)
-        failed = []
-        for sequence in lost:
-            logger.error("request %s: the model gave no finite logits", sequence.request_id)
-            failed.append(TokenEvent(sequence.request_id, (), None, "abort"))
+        failed = self._fail([chunks[index].sequence for index in bad])
         good = [index for index in range(len(rows)) if index not in bad]
         drawn = sample(logits_CV[good], [rows[index] for index in good])
         entries = dict(zip(good, zip(drawn.token_ids, drawn.logprobs, strict=True), strict=True))
         # What stands for an aborted sequence is never looked at.
         return [entries.get(index, (0, None)) for index in range(len(rows))], failed
+
+    def _pool(
+        self, pooled: PooledStep, batch: StepBatch, plan: StepPlan, micro_batches: int
+    ) -> tuple[list[bytes], list[TokenEvent]]:
+        """Run the rows; a vector for every chunk that ends a prompt, as `_sample` with tokens."""
+        rows = wanted_rows(plan, batch)
+        rows_R = torch.tensor(list(chain(*rows)), dtype=torch.int64, device=self._device)
+        hidden_RD = self._decoder.hidden(batch, self._cache, rows_R, micro_batches)
+        vectors = pooled.take(plan, rows, hidden_RD)
+        chunks = plan.sampling_chunks()
+        lost = [one.sequence for one, vector in zip(chunks, vectors, strict=True) if vector is None]
+        return [vector or b"" for vector in vectors], self._fail(lost) if lost else []
+
+    def _fail(self, lost: list[RunningSequence]) -> list[TokenEvent]:
+        """End sequences for which the model gave no finite numbers."""
+        if blocks := self.scheduler.fail(lost):
+            self._cache.clear(blocks)
+        for sequence in lost:
+            logger.error("request %s: the model gave no finite numbers", sequence.request_id)
+        return [TokenEvent(sequence.request_id, (), None, "abort") for sequence in lost]
 
     def run(self, requests: list[GenerateRequest], on_event: Callable[[TokenEvent], None]) -> None:
         """Run requests to their end in this thread: offline use with a local dispatcher."""

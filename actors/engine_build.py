@@ -9,6 +9,7 @@ import torch
 from actors.engine import Engine
 from actors.micro_batches import MicroBatches
 from actors.model_plan import ModelPlan
+from actors.pooled_step import PooledStep
 from actors.scheduler import Scheduler
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint, OnRead
@@ -22,6 +23,7 @@ from model.feed_forward import DenseFeedForward, FeedForward, MixtureOfExperts
 from model.host_memory import give_back_freed
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
+from model.pooling import Pooler
 from model.rope import Rope
 
 LOAD_WORKERS = 2  # experts read at once where all are: one is packed while another is read
@@ -64,7 +66,10 @@ def build_engine(
     can_choose = plan.num_expert > 0 and device.type == "cpu"
     micro_batches = plan.micro_batches if plan.num_expert else 1
     choice = MicroBatches(micro_batches if can_choose else micro_batches or 1)
-    return BuiltEngine(Engine(decoder, cache, scheduler, device, choice), load)
+    pooled = None
+    if model.head.task != "generate":
+        pooled = PooledStep(Pooler(model.head, weights.score_ND))
+    return BuiltEngine(Engine(decoder, cache, scheduler, device, choice, pooled), load)
 
 
 def colocated_engine(

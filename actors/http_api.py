@@ -1,4 +1,4 @@
-"""The routes: OpenAI's two completion endpoints and what operating them needs."""
+"""The routes: OpenAI's completion endpoints, those of pooling, and what operating them needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -30,6 +31,8 @@ from actors.http_transport import (
 from actors.openai_response import Answer, ChatAnswer, CompletionAnswer
 from actors.openai_schema import ChatRequest, CompletionRequest, Schema, parse_request
 from actors.openapi_document import complete
+from actors.pooling_api import classify, embeddings, refuse_other_tasks
+from actors.pooling_schema import ClassifyRequest, EmbeddingRequest
 from actors.serving_state import ServingState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,7 +46,7 @@ class HttpApi(FastAPI):
         """The OpenAPI document."""
         document = super().openapi()
         _, schemas = models_json_schema(
-            [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+            [(schema, "validation") for _, _, schema in _ENDPOINTS],
             ref_template=BODY_SCHEMAS,
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
@@ -58,10 +61,7 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
     app = HttpApi(title="Windrose", version=state.version, redirect_slashes=False)
     app.state.serving = state
     guarded = [Depends(need_api_key)]
-    for path, endpoint, schema in (
-        ("/v1/chat/completions", chat_completions, ChatRequest),
-        ("/v1/completions", completions, CompletionRequest),
-    ):
+    for path, endpoint, schema in _ENDPOINTS:
         body = {"schema": {"$ref": BODY_SCHEMAS.format(model=schema.__name__)}}
         app.add_api_route(
             path,
@@ -98,7 +98,7 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
 
 
 async def need_api_key(request: Request) -> None:
-    """Of every route below /v1 but those that change placement. Raises Unauthorized."""
+    """Of /classify and all below /v1 but what changes placement. Raises Unauthorized."""
     caller = _state(request).doors.let_in(request.headers.get("authorization"))
     request.state.caller = caller
 
@@ -111,6 +111,14 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     """Goes on from a prompt, as OpenAI's (legacy) completions."""
     return await _complete(request, CompletionRequest, plan_completion, CompletionAnswer)
+
+
+_ENDPOINTS: tuple[tuple[str, Callable[[Request], Awaitable[Response]], type[BaseModel]], ...] = (
+    ("/v1/chat/completions", chat_completions, ChatRequest),
+    ("/v1/completions", completions, CompletionRequest),
+    ("/v1/embeddings", embeddings, EmbeddingRequest),
+    ("/classify", classify, ClassifyRequest),
+)
 
 
 async def _complete(
@@ -128,6 +136,7 @@ async def _complete(
     try:
         caller: str = request.state.caller
         state.rates.take_request(caller, arrived_s)
+        refuse_other_tasks(request.url.path, "generate", state)
         state.refuse_if_full()  # before reading, parsing and tokenizing, which all cost time
         content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
         body = parse_request(content, schema)

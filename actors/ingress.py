@@ -28,6 +28,7 @@ from actors.tally import Tally
 from actors.waiting_line import LineLimits, WaitingLine
 from configs.schema import WindroseConfig
 from model.chat_template import chat_format
+from model.head import ModelHead
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
@@ -60,6 +61,7 @@ class Ingress:
         router: DeploymentHandle[Router],
         max_model_len: int,
         vocab_size: int,
+        head: ModelHead,
         keys: KeyDigests,
     ) -> None:
         context = serve.get_replica_context()
@@ -90,6 +92,9 @@ class Ingress:
             defaults=generation_defaults(config),
             max_model_len=max_model_len,
             vocab_size=vocab_size,
+            head=head,
+            pooling=config.pooling or "last",
+            add_eos=Tokenizer.adds_eos(config.model),
             source=source,
             metrics=metrics,
             started_s=int(time.time()),

@@ -101,6 +101,11 @@ def check_checkpoint(config: WindroseConfig) -> ModelConfig:
             "serve it without --quantization"
         )
     require_library(config.model, model)
+    if config.pooling is not None and model.head.task != "embed":
+        raise ValueError(
+            f"pooling is {config.pooling!r}, but {config.model} is {model.head.what_it_does}: "
+            "only an embedding has a choice"
+        )
     generation_defaults(config)
     Checkpoint(config.model).verify(model)
     return model

@@ -57,17 +57,19 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """A part of a body: strict, and nothing in it that is not named."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     """Extras of a streamed answer."""
 
     include_usage: bool = False
 
 
-class Message(_Fields):
+class Message(Fields):
     """One turn. `name` is accepted and unused: the chat format has no place for it."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -87,7 +89,7 @@ class Message(_Fields):
         return without_nulls(fields) if isinstance(fields, dict) else fields
 
 
-class SamplingFields(_Fields):
+class SamplingFields(Fields):
     """What both endpoints share."""
 
     model: Annotated[str | None, Field(description="default: the served model")] = None

@@ -66,15 +66,44 @@ def _answer(kind: str) -> Json:
     }
 
 
+def _pooled(item: Json) -> Json:
+    """Of what was pooled: an item for each input."""
+    whole = _object("id", "object", "created", "model", "data", "usage")
+    whole["properties"] = {
+        "object": {"const": "list"},
+        "data": {"type": "array", "minItems": 1, "items": item},
+        "usage": _object("prompt_tokens", "total_tokens"),
+    }
+    return _json(whole)
+
+
 def _json(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
 
 
 _MODEL = _object("id", "object", "created", "owned_by", "max_model_len")
+_NUMBERS: Json = {"type": "array", "minItems": 1, "items": {"type": "number"}}
+_EMBEDDING = _object("object", "index", "embedding") | {
+    "properties": {
+        "object": {"const": "embedding"},
+        "index": {"type": "integer"},
+        "embedding": {"anyOf": [_NUMBERS, {"type": "string", "contentEncoding": "base64"}]},
+    }
+}
+_CLASS = _object("index", "label", "probs", "num_classes") | {
+    "properties": {
+        "index": {"type": "integer"},
+        "label": {"type": "string"},
+        "probs": _NUMBERS,
+        "num_classes": {"type": "integer"},
+    }
+}
 # Of each operation: what its 200 holds, and which errors it has. Changes are told apart by path.
 ANSWERS: dict[tuple[str, str], tuple[Json, tuple[int, ...]]] = {
     ("post", "/v1/chat/completions"): (_answer("chat.completion"), _COMPLETION),
     ("post", "/v1/completions"): (_answer("text_completion"), _COMPLETION),
+    ("post", "/v1/embeddings"): (_pooled(_EMBEDDING), _COMPLETION),
+    ("post", "/classify"): (_pooled(_CLASS), _COMPLETION),
     ("get", "/v1/models"): (
         _json(
             _object("object", "data") | {"properties": {"data": {"type": "array", "items": _MODEL}}}
@@ -105,7 +134,7 @@ def complete(document: Json) -> Json:
         for method, operation in operations.items():
             content, errors = ANSWERS.get((method, path), (_CHANGED, _CHANGE))
             operation["responses"] = _responses(content, errors)
-            if path.startswith("/v1/"):
+            if path.startswith(("/v1/", "/classify")):
                 operation["security"] = [{"key": []}, {}]  # none where the server has no keys
     return document
 

@@ -1,7 +1,8 @@
 """Sequences that begin alike share KV blocks: finding, taking and offering them. No tensors.
 
 A block is offered once the step that wrote its last token is over, and found by a key of all
-tokens up to its end, prompt or output. At least a sequence's last token is left to compute.
+tokens up to its end, prompt or output. At least a sequence's last token is left to compute,
+and all where every row counts.
 
 With a sliding window a sequence frees blocks while it runs. They can be found until they are
 used anew, and only those in the window of the first row to come are needed to go on from there.
@@ -44,7 +45,7 @@ class PrefixCache:
     def find(self, sequence: RunningSequence) -> Prefix:
         """The blocks that hold the longest known prefix of a waiting sequence; nothing changes."""
         blocks: list[int] = []
-        if not self._enabled:
+        if not self._enabled or sequence.request.pooling == "mean":  # that takes every row
             return Prefix(0, blocks)
         begin = first = end = 0  # of the run of known blocks; of what of such a run is to be used
         keys, token_ids = sequence.block_keys, sequence.token_ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 MAX_PROMPTS = 256
+MAX_INPUTS = 2048  # of one request to be pooled, as OpenAI's
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_BIAS = 100.0
@@ -43,12 +44,17 @@ def read_stop(stop: object) -> tuple[object, ...]:
     return tuple(strings)
 
 
-def read_prompts(given: object) -> tuple[Prompt, ...]:
+def read_inputs(given: object) -> tuple[Prompt, ...]:
+    """What is to be pooled: as prompts, but more of them."""
+    return read_prompts(given, MAX_INPUTS)
+
+
+def read_prompts(given: object, most: int = MAX_PROMPTS) -> tuple[Prompt, ...]:
     """One or several prompts, all texts or all token ids, not yet held against a vocabulary."""
     several = isinstance(given, list) and given and isinstance(given[0], str | list)
     items: list[Any] = given if isinstance(given, list) and several else [given]
-    if len(items) > MAX_PROMPTS:
-        raise ValueError(f"has {len(items)} prompts, at most {MAX_PROMPTS} are allowed")
+    if len(items) > most:
+        raise ValueError(f"has {len(items)} prompts, at most {most} are allowed")
     kinds = {type(item) for item in items}
     if kinds == {str}:
         return tuple(map(encodable, items))

@@ -203,11 +203,12 @@ class Scheduler:
             room.take(sequence, num_tokens)
 
     def finish_step(
-        self, plan: StepPlan, sampled: Sequence[tuple[int, TokenLogprobs | None]]
+        self, plan: StepPlan, sampled: Sequence[tuple[int, TokenLogprobs | None] | bytes]
     ) -> list[TokenEvent]:
         """Take in a step that ran: `sampled` has one entry per plan.sampling_chunks().
 
-        Returns one event per token, in that order; sequences that end free their blocks.
+        That is a token, or the vector of a pooled sequence. Returns one event for each, in that
+        order; sequences that end free their blocks.
         """
         assert self._in_flight is (plan or None), "this plan is not the step in flight"
         sampling = plan.sampling_chunks()
@@ -218,11 +219,11 @@ class Scheduler:
             self.prefixes.offer(chunk.sequence)
             self._admission.free_unseen(chunk.sequence)
         events: list[TokenEvent] = []
-        for chunk, (token_id, logprobs) in zip(sampling, sampled):
+        for chunk, made in zip(sampling, sampled):
             sequence = chunk.sequence
             if sequence.ended:
                 continue
-            event = sequence.take(token_id, logprobs)
+            event = sequence.give(made) if isinstance(made, bytes) else sequence.take(*made)
             if sequence.ended:
                 del self._by_id[sequence.request_id]
             events.append(event)

@@ -49,17 +49,18 @@ class RunningSequence:
         ValueError if the prompt is empty or leaves no room.
         """
         params, prompt = request.params, request.prompt_token_ids
-        if not 0 < len(prompt) < max_model_len:
+        longest = max_model_len - 1 if request.pooling is None else max_model_len
+        if not 0 < len(prompt) <= longest:
             raise ValueError(
                 f"request {request.request_id}: a prompt of {len(prompt)} tokens; "
-                f"from 1 to {max_model_len - 1} fit max_model_len {max_model_len}"
+                f"from 1 to {longest} fit max_model_len {max_model_len}"
             )
         eos_ids = frozenset() if params.ignore_eos else eos_ids
         return cls(
             request=request,
             request_id=request.request_id,
             turn=(request.priority, request.arrival_s, number),
-            max_len=min(len(prompt) + params.max_tokens, max_model_len),
+            max_len=min(len(prompt) + params.max_tokens, longest + 1),
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(params.stop_token_ids),
             num_prompt_tokens=len(prompt),
@@ -83,8 +84,8 @@ class RunningSequence:
         return self.first_block + len(self.block_ids)
 
     def num_blocks_to_come(self, limits: SchedulerLimits) -> int:
-        """Blocks it lacks to hold all its tokens and the next one, or what is seen of them."""
-        num_tokens = len(self.token_ids) + 1
+        """Blocks it lacks to hold all its tokens and a next one, or what is seen of them."""
+        num_tokens = len(self.token_ids) + (self.request.pooling is None)
         num_rows = min(num_tokens - self.num_computed, limits.max_num_batched_tokens)
         num_left = num_tokens - self.first_block * limits.block_size
         return limits.most_blocks(num_left, num_rows) - len(self.block_ids)
@@ -106,6 +107,17 @@ class RunningSequence:
             reason,
             stop_token_id,
             num_cached,
+        )
+
+    def give(self, vector: bytes) -> TokenEvent:
+        """End with what a step has pooled; returns the event."""
+        self.ended = True
+        return TokenEvent(
+            self.request_id,
+            (),
+            finish_reason="stop",
+            num_cached_tokens=self.num_cached_tokens or 0,
+            vector=vector,
         )
 
     def end(self) -> tuple[FinishReason | None, int | None]:

@@ -15,6 +15,7 @@ from actors.token_source import TokenSource
 from actors.waiting_line import LineLimits, Place, WaitingLine
 from model.chat_template import ChatFormat
 from model.generation_config import GenerationDefaults
+from model.head import ModelHead, Pooling
 from model.tokenizer import Tokenizer
 
 
@@ -37,6 +38,9 @@ class ServingState:
     max_request_bytes: int = 4 * 2**20
     body_timeout_s: float = 60.0
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    head: ModelHead = field(default_factory=ModelHead)
+    pooling: Pooling = "last"  # of embeddings
+    add_eos: bool = False  # behind a text that is pooled
     request_timeout_s: float | None = None
     line: WaitingLine = field(default_factory=lambda: WaitingLine(LineLimits(256)))
     rates: RateLimits = field(default_factory=RateLimits)

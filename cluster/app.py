@@ -106,7 +106,12 @@ def assemble(args: WindroseConfig, device: str) -> Application:
         max_surge_percent=100,
     )(Ingress)
     return ingress.bind(
-        args, router.bind(args, device), plan.limits.max_model_len, plan.model.vocab_size, keys
+        args,
+        router.bind(args, device),
+        plan.limits.max_model_len,
+        plan.model.vocab_size,
+        plan.model.head,
+        keys,
     )
 
 

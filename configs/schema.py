@@ -25,6 +25,7 @@ Quantization = Literal["none", "int8", "int4"]
 Balance = Literal["off", "advise", "auto"]
 Placement = Literal["pack", "spread"]
 GenerationConfig = Literal["auto", "none"]
+Pooling = Literal["last", "mean"]
 BUILT_IN_FORMATS = ("mixtral-instruct", "mistral-v1")  # of chats: two names of one format
 
 
@@ -72,6 +73,13 @@ class WindroseConfig(BaseModel):
             "Jinja file, or mixtral-instruct or mistral-v1 for the built-in format; default: the"
             " checkpoint's own template",
             min_length=1,
+        ),
+    ] = None
+    pooling: Annotated[
+        Pooling | None,
+        _setting(
+            "model",
+            "an embedding is that of the last token, or the mean of all; default: last",
         ),
     ] = None
     max_model_len: Annotated[

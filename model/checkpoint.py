@@ -30,12 +30,15 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # torch's na
 _STORED_DTYPES = _DTYPES | {"U8": "uint8", "I8": "int8"}  # and those of quantized weights
 _COMPUTED_KEY = ".rotary_emb.inv_freq"  # a constant that old checkpoints carry along
 _MAX_LISTED = 10
+_PREFIX = "model."
+_BARE_KEY = EMBED_KEY.removeprefix(_PREFIX)  # MixtralModel by itself is nobody's `model`
 
 
 class Checkpoint:
     """A directory with model.safetensors, or with its shards and index. Opening reads headers only.
 
     Mistral's own files (consolidated.*) are presented under Hugging Face's names and in its order.
+    Keys of a bare model (MixtralModel, MistralModel) are those of the files behind `model.`.
 
     Raises:
         CheckpointError: no weights, a shard missing, truncated or damaged, or an index that
@@ -59,6 +62,9 @@ class Checkpoint:
             self._listing = index
         else:
             raise CheckpointError(f"{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE} here")
+        self._is_bare = _BARE_KEY in self.entries
+        if self._is_bare:
+            self.entries = {_PREFIX + key: entry for key, entry in self.entries.items()}
 
     def verify(self, config: ModelConfig) -> None:
         """Checks every name, shape and dtype against `config`, from the headers alone.
@@ -72,8 +78,9 @@ class Checkpoint:
         for key, shape in expected.items():
             entry = self.entries.get(key)
             if entry is None:
-                named = f"{raw_name(key, self._raw)} ({key})" if self._raw else key
-                faults.append(f"{self._listing}: {named}: expected shape {list(shape)}, missing")
+                faults.append(
+                    f"{self._listing}: {self._named(key)}: expected shape {list(shape)}, missing"
+                )
             elif (
                 config.bitsandbytes and len(shape) == 2 and key != EMBED_KEY and is_quantized(entry)
             ):
@@ -81,18 +88,18 @@ class Checkpoint:
                 known.update(parts_of(key, self.entries).values())
             elif entry.shape != shape:
                 faults.append(
-                    f"{entry.file}: {entry.stored_key or key}: expected shape {list(shape)}, "
+                    f"{entry.file}: {self._named(key)}: expected shape {list(shape)}, "
                     f"found {list(entry.shape)}"
                 )
             elif entry.dtype not in _DTYPES:
-                faults.append(_wrong_dtype(key, entry))
+                faults.append(_wrong_dtype(self._named(key), entry))
         for key, entry in self.entries.items():
             tolerated = key.endswith(_COMPUTED_KEY) or (
                 key == HEAD_KEY and config.tie_word_embeddings
             )
             if key not in known and not tolerated:
                 faults.append(
-                    f"{entry.file}: {entry.stored_key or key}: not a tensor of this model, "
+                    f"{entry.file}: {self._named(key)}: not a tensor of this model, "
                     f"found shape {list(entry.shape)}"
                 )
         if faults:
@@ -114,7 +121,7 @@ class Checkpoint:
 
         entry = self._entry(key)
         if entry.dtype not in _STORED_DTYPES:
-            raise CheckpointError(_wrong_dtype(key, entry))
+            raise CheckpointError(_wrong_dtype(self._named(key), entry))
         data = torch.empty(entry.size_bytes, dtype=torch.uint8)
         rest = data.numpy().data
         try:
@@ -123,12 +130,12 @@ class Checkpoint:
                 while rest:
                     count = file.readinto(rest)
                     if not count:
-                        raise CheckpointError(
-                            f"{entry.file}: ends within {entry.stored_key or key}"
-                        )
+                        raise CheckpointError(f"{entry.file}: ends within {self._named(key)}")
                     rest = rest[count:]
         except OSError as error:
-            raise CheckpointError(f"{entry.file}: {key} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{entry.file}: {self._named(key)} cannot be read: {error}"
+            ) from error
         if on_read is not None:
             on_read(entry.size_bytes)
         return _arrange(data.view(getattr(torch, _STORED_DTYPES[entry.dtype])), entry)
@@ -167,7 +174,16 @@ class Checkpoint:
         try:
             return self.entries[key]
         except KeyError:
-            raise CheckpointError(f"{self._listing}: {key} is missing") from None
+            raise CheckpointError(f"{self._listing}: {self._named(key)} is missing") from None
+
+    def _named(self, key: str) -> str:
+        """The key as the files have it."""
+        entry = self.entries.get(key)
+        if entry is not None and entry.stored_key:
+            return entry.stored_key
+        if self._raw:
+            return f"{raw_name(key, self._raw)} ({key})"
+        return key.removeprefix(_PREFIX) if self._is_bare else key
 
 
 def _arrange(stored: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
@@ -181,5 +197,5 @@ def _arrange(stored: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
 
 
 def _wrong_dtype(key: str, entry: TensorEntry) -> str:
-    name, known = entry.stored_key or key, ", ".join(_DTYPES)
-    return f"{entry.file}: {name}: dtype is {entry.dtype}; one of {known} is needed"
+    known = ", ".join(_DTYPES)
+    return f"{entry.file}: {key}: dtype is {entry.dtype}; one of {known} is needed"

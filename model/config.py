@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -18,11 +18,12 @@ from pydantic import (
 )
 
 from model.bitsandbytes_config import BitsAndBytes, read_bitsandbytes
+from model.head import FAMILIES, ModelHead, ProblemType, architectures_of
 from model.ranks import Ranks, read_ranks, refuse_unknown
 from model.raw_files import PARAMS_FILE, is_raw
 
-_ARCHITECTURES = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
 _DENSE = "mistral"
+_NUM_LABELS = 2  # transformers' default
 
 Size = Annotated[int, Field(ge=1)]
 FrozenRanks = Annotated[Mapping[str, Size], AfterValidator(Ranks), PlainSerializer(dict)]
@@ -69,6 +70,7 @@ class ModelConfig(BaseModel):
     eos_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(validation_alias="eos_token_id")
     ranks: FrozenRanks = Ranks()
     bitsandbytes: BitsAndBytes | None = None  # None: projections are stored as they are
+    head: ModelHead = ModelHead()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -127,6 +129,7 @@ class ModelConfig(BaseModel):
             values["dtype"] = "float32"
         values["eos_token_id"] = _eos_token_ids(file, raw, generation_config)
         values["bitsandbytes"] = _bitsandbytes(file, raw)
+        values["head"] = _head(file, raw)
         if raw["model_type"] == _DENSE:
             values |= {"num_local_experts": 0, "num_experts_per_tok": 0}
         elif raw.get("num_local_experts") == 0:
@@ -180,16 +183,17 @@ def _refuse_unsupported(file: Path, raw: dict[str, Any]) -> None:
     if "model_type" not in raw:
         raise ConfigError(f"{file}: model_type is missing")
     model_type = raw["model_type"]
-    architecture = _ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if architecture is None:
-        known = " and ".join(map(repr, _ARCHITECTURES))
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = " and ".join(map(repr, FAMILIES))
         raise ConfigError(f"{file}: model_type is {model_type!r}; only {known} are supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{file}: hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
     architectures = raw.get("architectures")
-    if architectures is not None and architectures != [architecture]:
+    served = architectures_of(model_type)
+    if architectures is not None and architectures not in [[one] for one in served]:
         raise ConfigError(
-            f"{file}: architectures is {architectures!r}; only [{architecture!r}] is supported"
+            f"{file}: architectures is {architectures!r}; only one of {', '.join(served)} "
+            "is supported"
         )
     if raw.get("attention_bias"):
         raise ConfigError(
@@ -202,6 +206,36 @@ def _bitsandbytes(file: Path, raw: dict[str, Any]) -> BitsAndBytes | None:
         return read_bitsandbytes(raw)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def _head(file: Path, raw: dict[str, Any]) -> ModelHead:
+    """The architecture, and a classifier's labels: as many as id2label or num_labels says."""
+    architecture = (raw.get("architectures") or architectures_of(raw["model_type"]))[0]
+    head = ModelHead(architecture)
+    if head.task != "classify":
+        return head
+    named = raw.get("id2label")
+    if named is None:
+        count = raw.get("num_labels", _NUM_LABELS)
+        if type(count) is not int or count < 1:
+            raise ConfigError(f"{file}: num_labels is {count!r}; a number from 1 on is needed")
+        named = {str(index): f"LABEL_{index}" for index in range(count)}
+    labels = list(named.values()) if isinstance(named, dict) else []
+    keys = [str(index) for index in range(len(labels))]
+    if not labels or sorted(named) != sorted(keys) or not all(type(one) is str for one in labels):
+        raise ConfigError(
+            f'{file}: id2label is {named!r}; texts for "0", "1" and so on are needed, none left out'
+        )
+    problem_type = raw.get("problem_type")
+    if problem_type is not None and problem_type not in get_args(ProblemType):
+        raise ConfigError(
+            f"{file}: problem_type is {problem_type!r}; one of {', '.join(get_args(ProblemType))} "
+            "is supported"
+        )
+    pad = raw.get("pad_token_id")
+    if pad is not None and type(pad) is not int:
+        raise ConfigError(f"{file}: pad_token_id is {pad!r}; an integer is needed")
+    return ModelHead(architecture, tuple(named[key] for key in keys), problem_type, pad)
 
 
 def _rope_theta(file: Path, raw: dict[str, Any]) -> Any:

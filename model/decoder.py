@@ -1,6 +1,6 @@
 """The layers over the rows of one step, Mixtral's or Mistral's: only the feed-forward differs.
 
-Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows.
+Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, R rows asked for, N labels.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class DecoderWeights:
     gates: tuple[Gate, ...]  # a layer each; none in a dense model
     dense_blocks: tuple[Expert | PackedExpert, ...]  # a layer each; none where there are experts
     norm: RMSNorm
-    head: Projection
+    head: Projection | None  # none where no tokens are drawn
     num_bytes: int
+    score_ND: torch.Tensor | None = None  # of a classifier of N labels, in float32
 
 
 @dataclass(slots=True)
@@ -81,12 +82,35 @@ class Decoder:
         Keys and values of all rows are in the cache afterwards. While the rows of one
         micro-batch are with the experts, the others have their turn.
         """
-        sample_rows_C = batch.sample_rows_C
+        x_TD, where_T = self._run(batch, cache, micro_batches)
+        rows_C = batch.sample_rows_C
+        if where_T is not None:
+            rows_C = where_T.index_select(0, rows_C)
+        assert self._weights.head is not None, "this model draws no tokens"
+        return self._weights.head(self._weights.norm(x_TD.index_select(0, rows_C)))
+
+    def hidden(
+        self, batch: StepBatch, cache: KVCache, rows_R: torch.Tensor, micro_batches: int = 1
+    ) -> torch.Tensor:
+        """Run one step; returns these rows as they leave the last norm, [R, D]."""
+        x_TD, where_T = self._run(batch, cache, micro_batches)
+        if where_T is not None:
+            rows_R = where_T.index_select(0, rows_R)
+        return self._weights.norm(x_TD.index_select(0, rows_R))
+
+    def _run(
+        self, batch: StepBatch, cache: KVCache, micro_batches: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the layers; returns the rows, and where among them each of the step's is.
+
+        None for the latter: they are in the step's order.
+        """
+        where_T: torch.Tensor | None = None
         if micro_batches == 1:
             flows = [self._flow(batch, cache, 0)]
         else:
             parts = split_batch(batch, micro_batches, cache.block_size)
-            sample_rows_C = rows_in_order(parts).index_select(0, sample_rows_C)
+            where_T = rows_in_order(parts)
             flows, first_row = [], 0
             for part in parts:
                 flows.append(self._flow(part.batch, cache, first_row))
@@ -96,8 +120,7 @@ class Decoder:
         self.layers_s = perf_counter() - began_s
         self._feed_forward.finish_step([flow.context.batch for flow in flows])
         x_TD = flows[0].x_TD if len(flows) == 1 else torch.cat([flow.x_TD for flow in flows])
-        sampled_CD = x_TD.index_select(0, sample_rows_C)
-        return self._weights.head(self._weights.norm(sampled_CD))
+        return x_TD, where_T
 
     def _flow(self, batch: StepBatch, cache: KVCache, first_row: int) -> _Flow:
         x_TD = F.embedding(batch.token_ids_T, self._weights.embedding_VD)

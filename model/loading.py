@@ -22,12 +22,13 @@ from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
-from model.projection import Factors, StoredMatrix, project
+from model.projection import Factors, Projection, StoredMatrix, project
 from model.ranks import factor_keys, matrix_name
 from model.weights import (
     EMBED_KEY,
     HEAD_KEY,
     NORM_KEY,
+    SCORE_KEY,
     attention_shapes,
     dense_keys,
     expected_shapes,
@@ -97,7 +98,7 @@ def load_decoder(
     *,
     bits: int = 16,
 ) -> DecoderWeights:
-    """Read what an attention actor holds: embedding, attention, norms, gates and head.
+    """Read what an attention actor holds: embedding, attention, norms, gates and head, if any.
 
     Of a dense model, which has no gates, the feed-forward blocks instead: it is then all of it.
     Attention and these blocks are quantized to so many `bits`, and the head to 8; 16: not at all.
@@ -125,9 +126,14 @@ def load_decoder(
         else:
             gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
-    head_VD = embedding_VD if config.tie_word_embeddings else read.matrix(HEAD_KEY)
-    head = project(head_VD, bits if bits == 16 else _HEAD_BITS)
-    elsewhere = (".self_attn.", ".mlp.", HEAD_KEY)  # what counts its own bytes
+    head: Projection | None = None
+    score_ND = None
+    if config.head.task == "generate":
+        head_VD = embedding_VD if config.tie_word_embeddings else read.matrix(HEAD_KEY)
+        head = project(head_VD, bits if bits == 16 else _HEAD_BITS)
+    elif config.head.task == "classify":
+        score_ND = read(SCORE_KEY).float()
+    elsewhere = (".self_attn.", ".mlp.", HEAD_KEY, SCORE_KEY)  # what counts its own bytes
     plain = sum(
         math.prod(shape)
         for key, shape in attention_shapes(config).items()
@@ -144,7 +150,9 @@ def load_decoder(
         num_bytes=plain * dtype.itemsize
         + sum(layer.attention.num_bytes for layer in layers)
         + sum(block.num_bytes for block in dense_blocks)
-        + (0 if shared else head.num_bytes),
+        + (0 if shared or head is None else head.num_bytes)
+        + (0 if score_ND is None else score_ND.nbytes),
+        score_ND=score_ND,
     )
 
 

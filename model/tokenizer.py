@@ -9,6 +9,8 @@ from typing import Final, Self
 
 from sentencepiece import SentencePieceProcessor
 
+from model.config import read_object
+
 TOKENIZER_FILE: Final = "tokenizer.model"
 _SPACE: Final = "\u2581"  # SentencePiece's meta symbol, which stands for a space inside a piece
 # Runs of spaces, a tab, a ligature, a character that no vocabulary holds and a line feed.
@@ -58,6 +60,16 @@ class Tokenizer:
                 " normalization_rule_name='identity', as Mixtral's is"
             )
         return cls(processor)
+
+    @staticmethod
+    def adds_eos(path: str | Path) -> bool:
+        """Whether tokenizer_config.json in `path` wants an EOS token behind a text by itself.
+
+        Raises:
+            ConfigError: it is not JSON.
+        """
+        file = Path(path) / "tokenizer_config.json"
+        return file.exists() and read_object(file).get("add_eos_token") is True
 
     @cached_property
     def control_ids(self) -> dict[str, int]:

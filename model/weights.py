@@ -14,10 +14,14 @@ from model.ranks import factor_keys, matrix_name
 EMBED_KEY = "model.embed_tokens.weight"
 NORM_KEY = "model.norm.weight"
 HEAD_KEY = "lm_head.weight"
+SCORE_KEY = "score.weight"
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the checkpoint on disk and its shape; no lm_head where it is tied."""
+    """Every tensor of the checkpoint and its shape; no lm_head where it is tied or of no use.
+
+    A bare model's keys, which on disk begin behind `model.`, are spelled like all others.
+    """
     shapes = attention_shapes(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     for layer in range(config.num_layers):
@@ -43,7 +47,8 @@ def stored_keys(config: ModelConfig, keys: Iterable[str]) -> list[str]:
 def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """What an attention actor holds: embedding and head [V,D], norms [D], q k v o, gates [E,D].
 
-    Of a dense model, instead of gates, the feed-forward blocks: w1 [F,D], w3 [F,D], w2 [D,F].
+    A classifier's head is score [labels,D], a bare model has none. Of a dense model, instead of
+    gates, the feed-forward blocks: w1 [F,D], w3 [F,D], w2 [D,F].
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     q_width = config.num_heads * config.head_dim
@@ -66,7 +71,10 @@ def attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (config.num_experts, hidden)
     shapes = _as_stored(config, shapes)
     shapes[NORM_KEY] = (hidden,)
-    if not config.tie_word_embeddings:
+    head = config.head
+    if head.task == "classify":
+        shapes[SCORE_KEY] = (len(head.labels), hidden)
+    elif head.task == "generate" and not config.tie_word_embeddings:
         shapes[HEAD_KEY] = (config.vocab_size, hidden)
     return shapes
 

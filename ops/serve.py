@@ -24,6 +24,7 @@ from configs.schema import BUILT_IN_FORMATS, WindroseConfig
 if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
     from cluster.launch import Starting
     from model.config import ModelConfig
+    from model.head import Task
 
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
 
@@ -66,7 +67,8 @@ def serve(config: WindroseConfig) -> int:
             own.start()
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
-        return _run(config, console, signals, ends_s, own_cluster=own is not None, chats=chats)
+        example = _example(model.head.task, chats)
+        return _run(config, console, signals, ends_s, example, own_cluster=own is not None)
     except _Stop:
         return 0
     except ConnectionError as error:
@@ -83,11 +85,11 @@ def _run(
     console: Console,
     signals: _Signals,
     ends_s: Mapping[str, float],
+    example: tuple[str, dict[str, object]],
     *,
     own_cluster: bool,
-    chats: bool,
 ) -> int:
-    """`ends_s`: when the phases of the start before it ended."""
+    """`ends_s`: when the phases of the start before it ended. `example`: a request to try."""
     # Imported only now: Ray Serve reads its settings from the environment at import.
     from ray import serve as ray_serve
     from ray.exceptions import RayError
@@ -109,7 +111,7 @@ def _run(
         deployed_s = time.time()
         started = _show_start(config, device, console)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
-        _announce(config, launch.local_url(config), chats=chats)
+        _announce(config, launch.local_url(config), example)
         signals.wait()
     except (ValueError, TimeoutError, RayError, launch.DeployError, NoRoom) as error:
         wait = not isinstance(error, NoRoom)
@@ -210,13 +212,19 @@ def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:
     return phases_line(phases(psutil.Process().create_time(), {**ends_s, **later_s}))
 
 
-def _announce(config: WindroseConfig, url: str, *, chats: bool) -> None:
-    body: dict[str, object] = {"model": config.model_name, "max_tokens": 60}
-    path = "/v1/chat/completions"
+def _example(task: Task, chats: bool) -> tuple[str, dict[str, object]]:
+    """Path and body of a request that the model can answer."""
+    if task != "generate":
+        path = "/v1/embeddings" if task == "embed" else "/classify"
+        return path, {"input": "What is Windrose?"}
     if chats:
-        body["messages"] = [{"role": "user", "content": "What is Windrose?"}]
-    else:
-        path, body["prompt"] = "/v1/completions", "A wind rose is"
+        messages = [{"role": "user", "content": "What is Windrose?"}]
+        return "/v1/chat/completions", {"max_tokens": 60, "messages": messages}
+    return "/v1/completions", {"max_tokens": 60, "prompt": "A wind rose is"}
+
+
+def _announce(config: WindroseConfig, url: str, example: tuple[str, dict[str, object]]) -> None:
+    path, body = example[0], {"model": config.model_name, **example[1]}
     call = (
         f"curl -s {url}{path} -H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body))}"

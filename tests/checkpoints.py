@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import mistral_common
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from sentencepiece import sentencepiece_model_pb2
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import MistralConfig, MixtralConfig
 
 from ops.demo_corpus.tokenizer_files import CHAT_TEMPLATE
 
@@ -48,9 +49,12 @@ def make_checkpoint(
     shards: int = 1,
     seed: int = 0,
     eos: int | list[int] = 2,
+    head: Literal["ForCausalLM", "Model", "ForSequenceClassification"] = "ForCausalLM",
+    **more: Any,
 ) -> Path:
     """Writes a checkpoint as the published ones are laid out and returns its directory.
 
+    `more` goes into its config.json, as `id2label` does.
     With 0 experts it is a Mistral. A vocabulary of 32000 gets the published tokenizer, a smaller
     one a tokenizer cut down from it to exactly that size; below 320 there is no room for one and
     none is written.
@@ -70,16 +74,17 @@ def make_checkpoint(
         bos_token_id=1,
         eos_token_id=eos,
         initializer_range=hidden**-0.5,
+        **more,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any
         if experts:
             config = MixtralConfig(num_local_experts=experts, num_experts_per_tok=top_k, **shape)
-            model = MixtralForCausalLM(config)
+            model = getattr(transformers, f"Mixtral{head}")(config)
         else:
-            model = MistralForCausalLM(MistralConfig(**shape))
-    if not tie:
+            model = getattr(transformers, f"Mistral{head}")(MistralConfig(**shape))
+    if not tie and head == "ForCausalLM":
         with torch.no_grad():
             model.lm_head.weight.mul_(_HEAD_SCALE)
     model.to(getattr(torch, dtype))
@@ -88,7 +93,8 @@ def make_checkpoint(
     single = directory / "model.safetensors"
     tensors = load_file(single)
     block = "block_sparse_moe.experts.0.w1" if experts else "mlp.gate_proj"
-    assert f"model.layers.0.{block}.weight" in tensors, sorted(tensors)[:9]
+    prefix = "" if head == "Model" else "model."
+    assert f"{prefix}layers.0.{block}.weight" in tensors, sorted(tensors)[:9]
     if shards > 1:
         single.unlink()
         write_shards(directory, tensors, shards)

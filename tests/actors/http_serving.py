@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -60,6 +61,12 @@ def says(text: str, finish: str = "stop", per_event: int = 1) -> Script:
         return [*steps, end]
 
     return script
+
+
+def gives(numbers: Sequence[float]) -> Script:
+    """The vector of a pooled request."""
+    vector = struct.pack(f"<{len(numbers)}f", *numbers)
+    return lambda r: [TokenEvent(r.request_id, (), None, "stop", vector=vector)]
 
 
 class FakeSource:

@@ -29,11 +29,14 @@ from schemathesis.specs.openapi.checks import (
 from actors.http_api import create_api
 from actors.messages import GenerateRequest
 from actors.serving_state import ServingState
-from tests.actors.http_serving import Step, chat_body, make_state, says, serving, source_of
+from model.head import ModelHead
+from tests.actors.http_serving import Step, chat_body, gives, make_state, says, serving, source_of
 
 PARSERS = ["h11", "httptools"]
 SILENCE_S = 10.0  # nobody waits that long for an answer: it hangs
 BODY_TIMEOUT_S = 0.3
+GENERATES = ModelHead()
+POOLS = (ModelHead("MixtralModel"), ModelHead("MixtralForSequenceClassification", ("a", "b")))
 HALF_SENT = 0.02  # of the raw requests: the server waits for the rest of them
 
 
@@ -47,7 +50,7 @@ class Watched:
 
     def script(self, request: GenerateRequest) -> list[Step]:
         self._loop = asyncio.get_running_loop()
-        return says("ok")(request)
+        return says("ok")(request) if request.pooling is None else gives([0.25, 0.75])(request)
 
     def tasks(self) -> set[str]:
         """Names of the coroutines that tasks run, those of open connections left out."""
@@ -61,15 +64,20 @@ class Watched:
         return set(asyncio.run_coroutine_threadsafe(names(), self._loop).result(10))
 
     def check_healthy(self) -> None:
-        answer = self.http.post("/v1/chat/completions", json=chat_body())
+        task = self.state.head.task
+        path = {"embed": "/v1/embeddings", "classify": "/classify"}.get(task)
+        if path is None:
+            answer = self.http.post("/v1/chat/completions", json=chat_body())
+        else:
+            answer = self.http.post(path, json={"input": "Hi"})
         assert answer.status_code == 200, answer.text
         assert self.http.get("/health").status_code == 200
 
 
 @contextmanager
-def watched(parser: str = "auto") -> Iterator[Watched]:
+def watched(parser: str = "auto", head: ModelHead = GENERATES) -> Iterator[Watched]:
     """At the end it must be healthy, hold no request, and run no task it did not run before."""
-    state = make_state(max_request_bytes=20_000, body_timeout_s=BODY_TIMEOUT_S)
+    state = make_state(max_request_bytes=20_000, body_timeout_s=BODY_TIMEOUT_S, head=head)
     with serving(state, parser) as http:
         server = Watched(http, state)
         source_of(state).script = server.script
@@ -106,6 +114,18 @@ def test_requests_from_the_document_get_answers_of_the_document(
                 _send(operation.as_strategy(generation_mode=mode), cases, session, met)
     assert 200 in met
     assert mode is GenerationMode.POSITIVE or 400 in met
+
+
+@pytest.mark.parametrize("head", POOLS, ids=["embed", "classify"])
+def test_so_do_those_to_models_that_pool(head: ModelHead, request: pytest.FixtureRequest) -> None:
+    cases = max(1, request.config.getoption("--fuzz-cases") // 40)
+    path = "/v1/embeddings" if head.task == "embed" else "/classify"
+    met: set[int] = set()
+    with watched(head=head) as server, requests.Session() as session:
+        document = schemathesis.openapi.from_url(f"{server.http.base_url}/openapi.json")
+        for mode in GenerationMode:
+            _send(document[path]["POST"].as_strategy(generation_mode=mode), cases, session, met)
+    assert {200, 400} <= met
 
 
 def _send(strategy: Any, cases: int, session: requests.Session, met: set[int]) -> None:
@@ -171,6 +191,7 @@ def _status_of(server: Watched, raw: bytes, ends: bool) -> int | None:
 # What a raw request is made of: each a function of the dice.
 
 PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/experts/replicate", "/v1/models",
+         "/v1/embeddings", "/classify",
          "/health", "/v1/models/%ff", "/v1/../v1/completions", "//", "*", "/\x00", "/" + "a" * 9000,
          "http://other/v1/completions", "", "/v1/completions?a=%zz&b", "/é"]  # fmt: skip
 METHODS = ["POST", "POST", "POST", "GET", "PUT", "OPTIONS", "CONNECT", "P\x00ST", "", "x" * 5000]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest import mock
@@ -191,6 +192,30 @@ def test_it_goes_on_where_the_same_weights_are() -> None:
         assert (name, request.output_token_ids) == ("a-3", (5, 6))
         world.say("a-3", request, 7, end=True)
         assert await asked == [5, 6, 7]
+
+    play(world, scenario)
+
+
+def test_a_pooled_one_begins_anew_where_its_actor_dies() -> None:
+    world = World("a-1", "b-2")
+
+    async def scenario(client: PipelineClient) -> None:
+        pooled = replace(asking(), pooling="mean")
+
+        async def events() -> list[TokenEvent]:
+            return [event async for event in client.generate(pooled)]
+
+        asked = start(events())
+        await turns()
+        ((_, (first,)),) = world.calls
+        world.kill("a-1")
+        await turns()
+        (_, (again,)) = world.calls[-1]
+        assert again.request_id != first.request_id
+        assert (again.pooling, again.prompt_token_ids) == ("mean", first.prompt_token_ids)
+        end = TokenEvent(again.request_id, (), None, "stop", vector=b"1234")
+        world.actors["b-2"].outbox.put_nowait([end])
+        assert await asked == [end]
 
     play(world, scenario)
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig
 
 from model.config import ConfigError, ModelConfig
+from model.head import ModelHead
 
 V4: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
@@ -134,7 +135,8 @@ def test_a_mistral_is_a_model_without_experts(tmp_path: Path) -> None:
     dense = ModelConfig.from_dir(mistral)
     assert dense.is_dense
     assert not ModelConfig.from_dir(mixtral).is_dense
-    with_experts = {"num_experts": 7, "top_k": 3}
+    assert (dense.head, dense.head.task) == (ModelHead("MistralForCausalLM"), "generate")
+    with_experts = {"num_experts": 7, "top_k": 3, "head": ModelHead()}
     assert dense.model_copy(update=with_experts) == ModelConfig.from_dir(mixtral)
     assert dense.sliding_window == AutoConfig.from_pretrained(mistral).sliding_window == 48
 
@@ -142,7 +144,7 @@ def test_a_mistral_is_a_model_without_experts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "only ['MistralForCausalLM'] is supported"),
+        ({"architectures": ["MixtralForCausalLM"]}, "only one of MistralForCausalLM, MistralModel"),
         ({"model_type": "mixtral", "architectures": ABSENT}, "num_local_experts is missing"),
         ({"intermediate_size": ABSENT}, "intermediate_size is missing"),
     ],

@@ -21,6 +21,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "quantization": ("--quantization", "int4", "int4"),
     "generation_config": ("--generation-config", "none", "none"),
     "chat_template": ("--chat-template", "mistral-v1", "mistral-v1"),
+    "pooling": ("--pooling", "mean", "mean"),
     "max_model_len": ("--max-model-len", "4096", 4096),
     "attention_actors": ("--attention-actors", "2", 2),
     "expert_actors": ("--expert-actors", "3", 3),
