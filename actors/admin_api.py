@@ -30,6 +30,7 @@ from actors.placement_messages import (
     Replicate,
     Scale,
 )
+from actors.request_log import record_of
 from actors.serving_state import ServingState
 
 _begun: set[asyncio.Task[list[ChangeReport]]] = set()  # asyncio itself holds tasks only weakly
@@ -140,7 +141,7 @@ def add_admin_routes(app: FastAPI) -> None:
 async def need_admin_key(request: Request) -> None:
     """Of every route that changes placement. Raises Unauthorized or Forbidden."""
     state: ServingState = request.app.state.serving
-    state.doors.let_change(request.headers.get("authorization"))
+    record_of(request).caller = state.doors.let_change(request.headers.get("authorization"))
 
 
 def reports_json(reports: Iterable[ChangeReport]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from actors.actor_stats import ActorStats
 from actors.balancer import Decision
 from actors.load_window import BalancePolicy, Balancer
+from actors.log_lines import about
 from actors.pipeline_report import BalanceReport, Proposal
 from actors.placement_messages import ChangeReport, Rebalance
 from configs.schema import WindroseConfig
@@ -81,7 +82,12 @@ class BalanceWatch:
         if outcome == "none" and self._recent and self._recent[-1].outcome == "none":
             self._recent.pop()  # of a row of them the last one is kept
         self._recent.append(Proposal(time.time(), outcome, decision.gain, decision.reason))
-        logger.info("balance, %s: %s", outcome, decision.reason)
+        logger.info(
+            "balance, %s: %s",
+            outcome,
+            decision.reason,
+            extra=about("balance_proposal", outcome=outcome),
+        )
 
     def report(self) -> BalanceReport:
         """What came of it so far."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import Literal
 
 from actors.completion_plan import Choice, CompletionPlan
@@ -14,6 +14,7 @@ from actors.doors import ANYBODY
 from actors.errors import DeadlineExceeded, InternalError, Unavailable
 from actors.messages import FinishReason, TokenEvent
 from actors.request_metrics import RequestMetrics
+from actors.request_record import RequestRecord, SequenceRecord
 from actors.serving_state import ServingState
 from actors.waiting_line import Place
 from model.detokenizer import IncrementalDetokenizer
@@ -39,18 +40,19 @@ class Delta:
 
 
 async def deltas(
-    plan: CompletionPlan, state: ServingState, arrived_s: float, caller: str = ANYBODY
+    plan: CompletionPlan, state: ServingState, record: RequestRecord
 ) -> AsyncGenerator[Delta, None]:
-    """All choices' deltas as they come; closing it aborts what still runs.
+    """All choices' deltas as they come, noted in `record`; closing it aborts what still runs.
 
-    `arrived_s` is on the clock of perf_counter. Raises an ApiError: of the admission, of the
-    source, or DeadlineExceeded, which aborts too.
+    Raises an ApiError: of the admission, of the source, or DeadlineExceeded, which aborts too.
     """
+    caller, arrived_s = record.caller or ANYBODY, record.arrived_s
+    record.prompt_tokens = plan.prompt_tokens
     prompts = [len(choice.request.prompt_token_ids) for choice in plan.choices]
     with state.admitted(prompts) as places:
         state.rates.take_prompt(caller, plan.prompt_tokens, perf_counter())
         streams = [
-            _choice_deltas(plan, choice, state, arrived_s, place)
+            _choice_deltas(plan, choice, state, record, place)
             for choice, place in zip(plan.choices, places, strict=True)
         ]
         merged = streams[0] if len(streams) == 1 else _merge(streams)
@@ -87,17 +89,22 @@ async def until_deadline(
 
 
 async def _choice_deltas(
-    plan: CompletionPlan, choice: Choice, state: ServingState, arrived_s: float, place: Place
+    plan: CompletionPlan, choice: Choice, state: ServingState, record: RequestRecord, place: Place
 ) -> AsyncGenerator[Delta, None]:
     text = _ChoiceText(plan, choice, state)
-    clock = _Clock(state.metrics, arrived_s)
+    request = choice.request
+    told = SequenceRecord(len(request.prompt_token_ids), request.arrival_s, choice.counts_prompt)
+    record.sequences.append(told)
+    clock = _Clock(state.metrics, record.arrived_s, told)
     state.metrics.accepted(len(choice.request.prompt_token_ids))
     async with aclosing(state.source.generate(choice.request)) as events:
         try:
             async for event in events:
                 place.served(perf_counter())
-                clock.tick(len(event.token_ids))
+                clock.tick(event)
                 for delta in text.deltas(event):
+                    if state.log_prompts:
+                        told.answer.append(delta.text)
                     if delta.finish_reason is not None:
                         clock.finish(delta.finish_reason)
                     yield delta
@@ -173,14 +180,17 @@ class _ChoiceText:
 class _Clock:
     """Measures one choice as its client sees it."""
 
-    def __init__(self, metrics: RequestMetrics, arrived_s: float) -> None:
+    def __init__(self, metrics: RequestMetrics, arrived_s: float, told: SequenceRecord) -> None:
         self._metrics = metrics
+        self._told = told
         self._arrived_s = arrived_s
         self._last_s: float | None = None
         self._finished = False
 
-    def tick(self, num_tokens: int) -> None:
+    def tick(self, event: TokenEvent) -> None:
         """An event came."""
+        self._told.note(event, time())
+        num_tokens = len(event.token_ids)
         if num_tokens == 0:
             return
         now_s = perf_counter()
@@ -194,6 +204,7 @@ class _Clock:
         """The choice ended; only the first end counts, what comes later is its clearing up."""
         if not self._finished:
             self._finished = True
+            self._told.finish_reason = reason
             self._metrics.finished(reason, perf_counter() - self._arrived_s)
 
 

@@ -48,7 +48,7 @@ class CompletionPlan:
     continues_prompt: bool  # a completion's text follows the prompt's; a chat answer stands alone
 
 
-async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
+async def plan_chat(body: ChatRequest, state: ServingState, request_id: str) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
     check_model(body.model, state)
     body = _with_defaults(body, state)
@@ -75,11 +75,13 @@ async def plan_chat(body: ChatRequest, state: ServingState) -> CompletionPlan:
     left = _tokens_left(prompt, "messages", asked, asked_field, state)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = asked or min(left, state.defaults.max_new_tokens or left)
-    choices = _choices(body, state, [(tuple(prompt), "")], [limit], logprobs)
+    choices = _choices(body, state, request_id, [(tuple(prompt), "")], [limit], logprobs)
     return _plan("chatcmpl-", body, state, choices, len(prompt))
 
 
-async def plan_completion(body: CompletionRequest, state: ServingState) -> CompletionPlan:
+async def plan_completion(
+    body: CompletionRequest, state: ServingState, request_id: str
+) -> CompletionPlan:
     """Raises BadRequest or NotFound naming the field that cannot be served."""
     check_model(body.model, state)
     body = _with_defaults(body, state)
@@ -95,7 +97,7 @@ async def plan_completion(body: CompletionRequest, state: ServingState) -> Compl
             echo = prompt if isinstance(prompt, str) else state.tokenizer.decode(prompt)
         prompts.append((ids, echo))
         limits.append(body.max_tokens or min(most, left))
-    choices = _choices(body, state, prompts, limits, body.logprobs)
+    choices = _choices(body, state, request_id, prompts, limits, body.logprobs)
     return _plan("cmpl-", body, state, choices, sum(len(ids) for ids, _ in prompts))
 
 
@@ -167,11 +169,15 @@ def _tokens_left(
 def _choices(
     body: SamplingFields,
     state: ServingState,
+    request_id: str,
     prompts: list[tuple[tuple[int, ...], str]],
     limits: list[int],
     logprobs: int | None,
 ) -> tuple[Choice, ...]:
-    """`n` choices for each (prompt, echo), prompt by prompt, as OpenAI numbers them."""
+    """`n` choices for each (prompt, echo), prompt by prompt, as OpenAI numbers them.
+
+    Clients may use an id twice, so each sequence has its own, which begins with the client's.
+    """
     check_ids(body.stop_token_ids, "stop_token_ids", state)
     check_ids([token_id for token_id, _ in body.logit_bias], "logit_bias", state)
     seed = secrets.randbits(63) if body.seed is None else body.seed
@@ -195,7 +201,7 @@ def _choices(
                 ignore_eos=body.ignore_eos,
             )
             request = GenerateRequest(
-                uuid.uuid4().hex,
+                f"{request_id}/{uuid.uuid4().hex}",
                 state.ingress_id,
                 ids,
                 params,

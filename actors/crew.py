@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ray.exceptions import RayError
 
 from actors.bundles import Role
+from actors.log_lines import about
 from actors.patience import within
 from actors.recovery import describe, retry_delay_s
 from actors.spawn import Member, Spawner
@@ -111,7 +112,13 @@ class Crew:
                 self._spawner.end(member)
                 failures += 1
                 self.faults[rank] = fault = Fault(error, failures)
-                logger.error("no actor for %s rank %d: %s", self.role_of(rank), rank, fault)
+                logger.error(
+                    "no actor for %s rank %d: %s",
+                    self.role_of(rank),
+                    rank,
+                    fault,
+                    extra=about("no_actor", role=self.role_of(rank), lost_rank=rank),
+                )
                 self._tell()
             await asyncio.sleep(retry_delay_s(failures))
         self.faults.pop(rank, None)

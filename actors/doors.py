@@ -16,6 +16,7 @@ from actors.errors import Forbidden, Unauthorized
 
 ANYBODY = "anybody"  # the caller where no key is needed
 _SCHEME = "bearer"
+_NAME_DIGITS = 12  # of the digest: tells callers apart, and an operator which key it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +46,38 @@ class Doors:
         place = _place(authorization, keys)
         if place is None:
             raise _refusal(authorization, "an API key")
-        return f"key {place}"
+        return _name(keys[place])
 
-    def let_change(self, authorization: str | None) -> None:
-        """Whether placement may be changed with this Authorization header.
+    def let_change(self, authorization: str | None) -> str:
+        """Who wants to change placement with this Authorization header; a name as of `let_in`.
 
         Raises:
             Unauthorized: it has no key, or one the server does not know.
             Forbidden: it has no admin key, or the server has none and others can reach it.
         """
         if self.keys.admin:
-            if _place(authorization, self.keys.admin) is not None:
-                return
+            place = _place(authorization, self.keys.admin)
+            if place is not None:
+                return _name(self.keys.admin[place])
             if _place(authorization, self.keys.api) is not None:
                 raise Forbidden("this key may not change placement: the admin key may")
             raise _refusal(authorization, "the admin key")
-        self.let_in(authorization)
+        caller = self.let_in(authorization)
         if self.beyond_loopback:
             raise Forbidden(
                 "placement cannot be changed: the server can be reached from other machines and"
                 " has no admin key; start it with --admin-api-key or WINDROSE_ADMIN_API_KEY"
             )
+        return caller
 
 
 def digest(key: str) -> bytes:
     """What stands for a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _name(known: bytes) -> str:
+    return f"key {known.hex()[:_NAME_DIGITS]}"
 
 
 def is_loopback(host: str | None) -> bool:

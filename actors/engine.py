@@ -19,6 +19,7 @@ from actors.messages import GenerateRequest, TokenEvent
 from actors.metric_table import QUEUE_TIME
 from actors.micro_batches import MicroBatches, RunStep
 from actors.pooled_step import PooledStep, wanted_rows
+from actors.preemption_log import PreemptionLog
 from actors.scheduler import RunningSequence, ScheduledChunk, Scheduler, StepPlan
 from model.decoder import Decoder
 from model.kv_cache import KVCache
@@ -73,6 +74,7 @@ class Engine:
         self.micro_batches = micro_batches
         self.last_step = RunStep(0, 0, 0.0, 0.0)
         self._times = decoder.times
+        self._preemptions = PreemptionLog()
         self._queue_time = Histogram(QUEUE_TIME.buckets)
 
     def add(self, request: GenerateRequest) -> list[TokenEvent]:
@@ -96,6 +98,8 @@ class Engine:
         plan = self.scheduler.schedule()
         for chunk in plan.prefills:
             self._note_queue_time(chunk.sequence)
+        if plan.preempted:
+            self._preemptions.note(perf_counter(), plan.preempted)
         return plan
 
     def _note_queue_time(self, sequence: RunningSequence) -> None:
@@ -106,7 +110,8 @@ class Engine:
         request = sequence.request
         if request.arrival_s and not request.output_token_ids:
             # Clocks of two machines may differ.
-            self._queue_time.observe(max(0.0, time.time() - request.arrival_s))
+            sequence.queue_s = max(0.0, time.time() - request.arrival_s)
+            self._queue_time.observe(sequence.queue_s)
 
     @torch.inference_mode()
     def run_step(self, plan: StepPlan, micro_batches: int = 1) -> list[TokenEvent]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from time import perf_counter
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -12,27 +11,29 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp
 
 from actors.admin_api import add_admin_routes
+from actors.answering import allowance, answer, refused, state_of
 from actors.completion import deltas
 from actors.completion_plan import CompletionPlan, plan_chat, plan_completion
 from actors.errors import ApiError, BadRequest, MethodNotAllowed, NotFound, Unavailable
 from actors.http_transport import (
-    CLIENT_GONE_STATUS,
     EventStream,
-    RequestIdHeader,
     as_api_error,
     error_response,
-    read_body,
     unless_disconnected,
 )
 from actors.openai_response import Answer, ChatAnswer, CompletionAnswer
-from actors.openai_schema import ChatRequest, CompletionRequest, Schema, parse_request
+from actors.openai_schema import ChatRequest, CompletionRequest, Schema
 from actors.openapi_document import complete
-from actors.pooling_api import classify, embeddings, refuse_other_tasks
+from actors.pooling_api import classify, embeddings
 from actors.pooling_schema import ClassifyRequest, EmbeddingRequest
+from actors.rate_limits import LIMIT_HEADERS
+from actors.request_ids import REQUEST_ID_HEADER, RequestIds
+from actors.request_log import RequestRecords, record_of
+from actors.request_record import RequestRecord
 from actors.serving_state import ServingState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -52,6 +53,11 @@ class HttpApi(FastAPI):
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         return complete(document)
 
+    def build_middleware_stack(self) -> ASGIApp:
+        """Ours goes around all of Starlette's, whose own answers to failures are to be seen too."""
+        records = RequestRecords(super().build_middleware_stack(), on_end=self.state.serving.on_end)
+        return RequestIds(records, answers=self.state.answers_with_id)
+
 
 def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAPI:
     """The app that serves `state`, which its routes find at `app.state.serving`.
@@ -60,6 +66,7 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
     """
     app = HttpApi(title="Windrose", version=state.version, redirect_slashes=False)
     app.state.serving = state
+    app.state.answers_with_id = request_id_header
     guarded = [Depends(need_api_key)]
     for path, endpoint, schema in _ENDPOINTS:
         body = {"schema": {"$ref": BODY_SCHEMAS.format(model=schema.__name__)}}
@@ -90,17 +97,15 @@ def create_api(state: ServingState, *, request_id_header: bool = True) -> FastAP
             allow_origins=state.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=[REQUEST_ID_HEADER, "retry-after", *LIMIT_HEADERS],
         )
-    if request_id_header:
-        app.add_middleware(RequestIdHeader)
     return app
 
 
 async def need_api_key(request: Request) -> None:
     """Of /classify and all below /v1 but what changes placement. Raises Unauthorized."""
-    caller = _state(request).doors.let_in(request.headers.get("authorization"))
-    request.state.caller = caller
+    caller = state_of(request).doors.let_in(request.headers.get("authorization"))
+    record_of(request).caller = caller
 
 
 async def chat_completions(request: Request) -> Response:
@@ -124,45 +129,33 @@ _ENDPOINTS: tuple[tuple[str, Callable[[Request], Awaitable[Response]], type[Base
 async def _complete(
     request: Request,
     schema: type[Schema],
-    make_plan: Callable[[Schema, ServingState], Awaitable[CompletionPlan]],
+    make_plan: Callable[[Schema, ServingState, str], Awaitable[CompletionPlan]],
     answer_type: type[Answer],
 ) -> Response:
-    arrived_s = perf_counter()
-    state = _state(request)
-
-    def refused(error: ApiError) -> None:
-        state.metrics.refused(error.status)
-
-    try:
-        caller: str = request.state.caller
-        state.rates.take_request(caller, arrived_s)
-        refuse_other_tasks(request.url.path, "generate", state)
-        state.refuse_if_full()  # before reading, parsing and tokenizing, which all cost time
-        content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
-        body = parse_request(content, schema)
-        plan = await make_plan(body, state)
-        answer = answer_type(plan, state.tokenizer)
+    async def respond(body: Schema, state: ServingState, record: RequestRecord) -> Response:
+        plan = await make_plan(body, state, record.request_id)
+        made = answer_type(plan, state.tokenizer)
         if body.stream:
-            return EventStream(answer.stream(deltas(plan, state, arrived_s, caller)), refused)
-        whole = answer.whole(deltas(plan, state, arrived_s, caller))
+            return EventStream(
+                made.stream(deltas(plan, state, record)),
+                lambda error: refused(request, error),
+                lambda: allowance(request),
+            )
+        whole = made.whole(deltas(plan, state, record))
         whole_json = await unless_disconnected(request.receive, whole)
         return Response(whole_json, media_type="application/json")
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE_STATUS)
-    except Exception as error:
-        shown = as_api_error(error)
-        refused(shown)
-        return error_response(shown)
+
+    return await answer(request, schema, "generate", respond)
 
 
 async def list_models(request: Request) -> Response:
     """The one model this server has."""
-    return JSONResponse({"object": "list", "data": [_model_card(_state(request))]})
+    return JSONResponse({"object": "list", "data": [_model_card(state_of(request))]})
 
 
 async def retrieve_model(request: Request, model_id: str) -> Response:
     """One model by its name."""
-    state = _state(request)
+    state = state_of(request)
     if model_id != state.model_name:
         raise NotFound(
             f"the model {model_id!r} does not exist", param="model", code="model_not_found"
@@ -172,7 +165,7 @@ async def retrieve_model(request: Request, model_id: str) -> Response:
 
 async def experts(request: Request) -> Response:
     """Which rank serves which expert, and how loaded each expert is."""
-    return JSONResponse(await _state(request).source.experts())
+    return JSONResponse(await state_of(request).source.experts())
 
 
 async def health(request: Request) -> Response:
@@ -180,7 +173,7 @@ async def health(request: Request) -> Response:
 
     With `min_replicas` 0 it is 200 without any pipeline too: the next request starts one.
     """
-    state = _state(request)
+    state = state_of(request)
     if state.draining:
         raise Unavailable("the server is shutting down")
     if not state.source.ready():
@@ -190,26 +183,21 @@ async def health(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """Of Windrose."""
-    return JSONResponse({"version": _state(request).version})
+    return JSONResponse({"version": state_of(request).version})
 
 
 async def metrics(request: Request) -> Response:
     """Prometheus text of the whole deployment, whichever of its ingresses is asked."""
-    text = await _state(request).source.metrics()
+    text = await state_of(request).source.metrics()
     return PlainTextResponse(text, media_type=METRICS_TYPE)
 
 
 async def root(request: Request) -> Response:
     """Where to go from here."""
-    state = _state(request)
+    state = state_of(request)
     return JSONResponse(
         {"name": "windrose", "version": state.version, "model": state.model_name, "docs": "/docs"}
     )
-
-
-def _state(request: Request) -> ServingState:
-    state: ServingState = request.app.state.serving
-    return state
 
 
 def _model_card(state: ServingState) -> dict[str, object]:
@@ -222,8 +210,18 @@ def _model_card(state: ServingState) -> dict[str, object]:
     }
 
 
-async def _on_error(_request: Request, error: Exception) -> Response:
-    return error_response(as_api_error(error))
+def _refused(request: Request, error: ApiError) -> None:
+    """Note a request's end in an error; that a probe is told to wait is none to count."""
+    if request.scope.get("endpoint") is health:
+        record_of(request).error = error
+    else:
+        refused(request, error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    shown = as_api_error(error)
+    _refused(request, shown)
+    return error_response(shown)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -236,6 +234,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         shown = MethodNotAllowed(f"{where} is not allowed")
     else:
         shown = BadRequest(f"{where}: {error.detail}")
+    _refused(request, shown)
     response = error_response(shown)
     response.headers.update(error.headers or {})
     return response

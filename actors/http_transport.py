@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
-import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from actors.errors import ApiError, BodyTimeout, BodyTooLarge, InternalError
 
@@ -23,7 +20,6 @@ from actors.errors import ApiError, BodyTimeout, BodyTooLarge, InternalError
 # that is too large is read to its end, and dropped, unless it is absurd.
 MAX_DISCARDED_BYTES = 64 * 2**20
 CLIENT_GONE_STATUS = 499  # nobody reads it; access logs show it
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -115,12 +111,17 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], on_error: Callable[[ApiError], None]
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_error: Callable[[ApiError], None],
+        late_headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
+        """`late_headers` are asked for when the answer begins."""
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._on_error = on_error
+        self._late_headers = late_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it all."""
@@ -129,7 +130,9 @@ class EventStream(Response):
         except ClientDisconnect:
             return
         if failed is not None:
-            await error_response(failed)(scope, receive, send)
+            refusal = error_response(failed)
+            refusal.headers.update(self._late_headers())
+            await refusal(scope, receive, send)
 
     async def _send_events(self, send: Send) -> ApiError | None:
         """Sends all events; returns the error if there was one before the first."""
@@ -152,30 +155,9 @@ class EventStream(Response):
         return None
 
     def _start(self) -> Message:
+        self.headers.update(self._late_headers())
         return {
             "type": "http.response.start",
             "status": HTTPStatus.OK,
             "headers": self.raw_headers,
         }
-
-
-class RequestIdHeader:
-    """Middleware: X-Request-Id of every response is the request's own if usable, else a new one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes everything on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,13 @@ from actors.assignment import MAX_KEYS, Assigner
 from actors.doors import Doors, KeyDigests, is_loopback
 from actors.fleet import Fleet
 from actors.http_api import create_api
+from actors.log_lines import LogSettings
 from actors.model_plan import generation_defaults
 from actors.naming import namespace_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
 from actors.rate_limits import RateLimits
+from actors.request_log import request_level, write_line
 from actors.request_metrics import RequestMetrics
 from actors.serving_state import ServingState
 from actors.tally import Tally
@@ -66,6 +69,7 @@ class Ingress:
     ) -> None:
         context = serve.get_replica_context()
         ingress_id = uuid.uuid4().hex
+        LogSettings.of(config).configure("ingress", ingress=ingress_id)
         metrics = RequestMetrics()
         self._fleet = Fleet(
             router,
@@ -90,6 +94,8 @@ class Ingress:
             tokenizer=tokenizer,
             chat_format=chat_format(tokenizer, config.model, config.chat_template),
             defaults=generation_defaults(config),
+            log_prompts=config.log_prompts,
+            on_end=partial(write_line, level=request_level(config.log_format)),
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             head=head,
@@ -132,7 +138,7 @@ class Ingress:
         return unfinished
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # Serve's own middleware already answers with X-Request-Id.
+        # Serve's own middleware answers with X-Request-Id, and `serve_middlewares` around it.
         return create_api(self._state, request_id_header=False)
 
 

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from actors.balancer import decide
 from actors.crew import Crew
 from actors.groups import Groups
+from actors.log_lines import about
 from actors.patience import all_of, forget
 from actors.placement_change import Load, difference, drop, move, replicate, spread
 from actors.placement_messages import (
@@ -159,7 +160,8 @@ class LivePlacement:
         finally:
             self._coming = None
             if isinstance(outcome, ChangeRefused):
-                logger.warning("%s: %s", wish.change, outcome)
+                said = about("placement_change", applied=False)
+                logger.warning("%s: %s", wish.change, outcome, extra=said)
             self.outcomes[key] += 1
             if not wish.outcome.done():
                 wish.outcome.set_result(outcome)
@@ -192,7 +194,8 @@ class LivePlacement:
             dropped=dropped,
             took_s=time.perf_counter() - begun,
         )
-        logger.info("%s in %.2f s: %s", change, report.took_s, report.reason)
+        said = about("placement_change", applied=report.applied, version=self.version)
+        logger.info("%s in %.2f s: %s", change, report.took_s, report.reason, extra=said)
         return report
 
     async def _rearrange(self, new: ExpertPlacement) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 
 from actors.errors import ApiError, Unavailable
@@ -21,6 +22,7 @@ class Live:
     refusals: int = 0  # in a row
     pipeline: str | None = None  # that counts it as one of its requests
     actor: str | None = None
+    broken_s: float | None = None  # Unix time since when nobody has it that once had it
     closed: bool = False
     queue: asyncio.Queue[TokenEvent | ApiError] = field(default_factory=asyncio.Queue)
 
@@ -38,6 +40,17 @@ class Live:
             output_token_ids=tuple(self.outputs),
             weights=self.weights if self.outputs else "",
         )
+
+    def broke(self) -> None:
+        """The actor that had it is gone."""
+        self.broken_s = self.broken_s or time.time()
+
+    def recovered(self, event: TokenEvent) -> TokenEvent:
+        """The event, told to be the first after a break if it is."""
+        if self.broken_s is None:
+            return event
+        since_s, self.broken_s = self.broken_s, None
+        return replace(event, recovered=(since_s, time.time()))
 
 
 def nobody_serves() -> Unavailable:

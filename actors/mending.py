@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from actors.crew import Crew
 from actors.live_placement import LivePlacement
+from actors.log_lines import about
 from actors.patience import within
 from actors.pulse import Pulse
 from actors.recovery import Answer, Losses, describe, losses, obstacle
@@ -100,6 +101,16 @@ class Mender:
             recovery.fence_s,
             recovery.start_s,
             recovery.join_s,
+            extra=about(
+                "recovery",
+                cause=recovery.cause,
+                lost=[f"{role} {rank}" for role, rank in recovery.dead],
+                began=recovery.at_s,
+                total_ms=round(recovery.total_s * 1000, 1),
+                fence_ms=round(recovery.fence_s * 1000, 1),
+                start_ms=round(recovery.start_s * 1000, 1),
+                join_ms=round(recovery.join_s * 1000, 1),
+            ),
         )
 
     def obstacle(self) -> str | None:
@@ -115,7 +126,9 @@ class Mender:
         """Wait until those that are there can serve; False where one of them died meanwhile."""
         crew, why = self._crew, self.obstacle()
         if why is not None:
-            logger.warning("nothing can be served until an actor is back: %s", why)
+            logger.warning(
+                "nothing can be served until an actor is back: %s", why, extra=about("not_serving")
+            )
         while self.obstacle() is not None:
             try:
                 await within(_LOOK_AGAIN_S, crew.changed())

@@ -37,7 +37,9 @@ class TokenEvent:
     `logprobs` has one entry per token where the request asked for them, else is None.
     `stop_token_id` is the id that ended the sequence with "stop" (it is in `token_ids`, last).
     `num_cached_tokens` is how many leading tokens the KV cache knew when the request came; told
-    with the first tokens that are made for it here. `vector` is the answer to a request with
+    with the first tokens that are made for it here; so is `queue_s`, from the request's arrival to
+    its first row. `recovered`: from when to when (Unix seconds) the loss of an actor kept the
+    request from going on, told with the next tokens. `vector` is the answer to a request with
     `pooling`, float32 and little-endian; it comes with the end, and no token does.
     """
 
@@ -48,6 +50,8 @@ class TokenEvent:
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     vector: bytes = b""
+    queue_s: float | None = None
+    recovered: tuple[float, float] | None = None
 
 
 StepEvents = list[TokenEvent]  # one message: everything one step made for one ingress

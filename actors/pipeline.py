@@ -25,6 +25,7 @@ from actors.bundles import Needs, actor_bundles
 from actors.crew import Crew
 from actors.groups import Groups
 from actors.live_placement import LivePlacement, Outcome
+from actors.log_lines import LogSettings, about
 from actors.mending import Mender
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
@@ -61,7 +62,7 @@ class Pipeline:
         host = ray.util.get_node_ip_address()
         self._identity = ActorIdentity(name, -1, "router", os.getpid(), host, "cpu")
         needs, bundles = Needs.of(config, plan.device), actor_bundles(config, plan.device)
-        spawner = Spawner(name, plan, group, app, needs, bundles)
+        spawner = Spawner(name, plan, group, app, needs, bundles, LogSettings.of(config))
         self._crew = crew = Crew(
             spawner, plan.num_attention, config.spare_actors, config.start_timeout_s, self._share
         )
@@ -164,7 +165,7 @@ class Pipeline:
                     crew.fill(rank, calm=True)
                 return
         crew.join(ranks)
-        logger.info("ranks %s serve now", ranks)
+        logger.info("ranks %s serve now", ranks, extra=about("ranks_joined", ranks=ranks))
 
     async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
         """Assign requests that arrived together; returns the name of each one's attention actor.

@@ -228,12 +228,13 @@ class PipelineClient:
         live.weights = weights
         if event.finish_reason is not None:
             del self._live[event.request_id]
-        live.queue.put_nowait(event)
+        live.queue.put_nowait(live.recovered(event))
 
     def _resubmit_from(self, name: str) -> None:
         orphans = [live for live in self._live.values() if live.actor == name]
         for live in orphans:
             live.deadline_s = time.monotonic() + self._wait_timeout_s
+            live.broke()
             self._renew(live)
 
     def _on_look(self, reports: Sequence[PipelineReport]) -> None:

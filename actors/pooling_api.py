@@ -8,25 +8,17 @@ import struct
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from time import perf_counter
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from actors.errors import BadRequest
-from actors.http_transport import (
-    CLIENT_GONE_STATUS,
-    as_api_error,
-    error_response,
-    read_body,
-    unless_disconnected,
-)
+from actors.answering import answer, state_of
+from actors.http_transport import unless_disconnected
 from actors.openai_response import to_json
-from actors.openai_schema import parse_request
 from actors.pooling_plan import PoolingPlan, plan_pooling, vectors
 from actors.pooling_schema import ClassifyRequest, EmbeddingRequest, PoolingFields
+from actors.request_record import RequestRecord
 from actors.serving_state import ServingState
 from model.head import Pooling, Task
 
@@ -46,7 +38,7 @@ async def embeddings(request: Request) -> Response:
             for index, vector in enumerate(found)
         ]
 
-    pooling = _state(request).pooling
+    pooling = state_of(request).pooling
     return await _pool(request, EmbeddingRequest, "embed", "embd-", pooling, data)
 
 
@@ -72,16 +64,6 @@ def _base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-def refuse_other_tasks(asked: str, task: Task, state: ServingState) -> None:
-    """Raises BadRequest, which says what the model is, where it is not for `task`."""
-    if state.head.task != task:
-        raise BadRequest(
-            f"{asked} is not for this model: {state.model_name} is {state.head.what_it_does}",
-            param="model",
-            code="unsupported_model",
-        )
-
-
 async def _pool(
     request: Request,
     schema: type[Asked],
@@ -90,18 +72,9 @@ async def _pool(
     pooling: Pooling,
     data: Callable[[Asked, Sequence[bytes], ServingState], Data],
 ) -> Response:
-    arrived_s = perf_counter()
-    state = _state(request)
-    try:
-        caller: str = request.state.caller
-        state.rates.take_request(caller, arrived_s)
-        refuse_other_tasks(request.url.path, task, state)
-        state.refuse_if_full()  # before reading, parsing and tokenizing, which all cost time
-        content = await read_body(request, state.max_request_bytes, state.body_timeout_s)
-        body = parse_request(content, schema)
+    async def respond(body: Asked, state: ServingState, record: RequestRecord) -> Response:
         plan = await plan_pooling(body, state, pooling)
-        work = vectors(plan, state, arrived_s, caller)
-        found = await unless_disconnected(request.receive, work)
+        found = await unless_disconnected(request.receive, vectors(plan, state, record))
 
         def written() -> bytes:
             return _written(prefix, plan, data(body, found, state), state)
@@ -109,12 +82,8 @@ async def _pool(
         long = sum(map(len, found)) > _LONG_ANSWER_BYTES
         whole = await asyncio.to_thread(written) if long else written()
         return Response(whole, media_type="application/json")
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE_STATUS)
-    except Exception as error:
-        shown = as_api_error(error)
-        state.metrics.refused(shown.status)
-        return error_response(shown)
+
+    return await answer(request, schema, task, respond)
 
 
 def _written(prefix: str, plan: PoolingPlan, data: Data, state: ServingState) -> bytes:
@@ -123,7 +92,7 @@ def _written(prefix: str, plan: PoolingPlan, data: Data, state: ServingState) ->
         "total_tokens": plan.prompt_tokens,
         "completion_tokens": 0,
     }
-    answer = {
+    whole = {
         "id": prefix + uuid.uuid4().hex,
         "object": "list",
         "created": int(time.time()),
@@ -131,9 +100,4 @@ def _written(prefix: str, plan: PoolingPlan, data: Data, state: ServingState) ->
         "data": data,
         "usage": usage,
     }
-    return to_json(answer).encode()
-
-
-def _state(request: Request) -> ServingState:
-    state: ServingState = request.app.state.serving
-    return state
+    return to_json(whole).encode()

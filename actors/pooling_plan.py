@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from actors.completion_plan import check_ids, check_model, encode
+from actors.doors import ANYBODY
 from actors.errors import BadRequest, DeadlineExceeded, InternalError, Unavailable
-from actors.messages import GenerateRequest
+from actors.messages import FinishReason, GenerateRequest
 from actors.pooling_schema import PoolingFields
+from actors.request_record import RequestRecord, SequenceRecord
 from actors.serving_state import ServingState
 from actors.waiting_line import Place
 from model.head import Pooling
@@ -77,14 +79,14 @@ def _without_padding(ids: tuple[int, ...], pad: int | None) -> tuple[int, ...]:
     return ids[:end]
 
 
-async def vectors(
-    plan: PoolingPlan, state: ServingState, arrived_s: float, caller: str
-) -> list[bytes]:
+async def vectors(plan: PoolingPlan, state: ServingState, record: RequestRecord) -> list[bytes]:
     """One for each input, in their order: float32, little-endian. Cancelling it aborts them all.
 
-    `arrived_s` is on the clock of perf_counter. Raises an ApiError: of the admission, of the
-    source, or DeadlineExceeded.
+    What becomes of them is noted in `record`. Raises an ApiError: of the admission, of the source,
+    or DeadlineExceeded.
     """
+    caller, arrived_s = record.caller or ANYBODY, record.arrived_s
+    record.prompt_tokens = plan.prompt_tokens
     lengths = [len(request.prompt_token_ids) for request in plan.requests]
     with state.admitted(lengths) as places:
         state.rates.take_prompt(caller, plan.prompt_tokens, perf_counter())
@@ -94,7 +96,7 @@ async def vectors(
             deadline_s -= perf_counter()
         try:
             async with asyncio.timeout_at(deadline_s) as limit:
-                return await _all(plan.requests, places, state, arrived_s)
+                return await _all(plan.requests, places, state, record)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -107,11 +109,11 @@ async def _all(
     requests: Sequence[GenerateRequest],
     places: Sequence[Place],
     state: ServingState,
-    arrived_s: float,
+    record: RequestRecord,
 ) -> list[bytes]:
     """All at once; the first error ends the others."""
     tasks = [
-        asyncio.create_task(_one(request, place, state, arrived_s))
+        asyncio.create_task(_one(request, place, state, record))
         for request, place in zip(requests, places, strict=True)
     ]
     try:
@@ -123,21 +125,29 @@ async def _all(
 
 
 async def _one(
-    request: GenerateRequest, place: Place, state: ServingState, arrived_s: float
+    request: GenerateRequest, place: Place, state: ServingState, record: RequestRecord
 ) -> bytes:
+    told = SequenceRecord(len(request.prompt_token_ids), request.arrival_s)
+    record.sequences.append(told)
     state.metrics.accepted(len(request.prompt_token_ids))
+
+    def finished(reason: FinishReason) -> None:
+        told.finish_reason = reason
+        state.metrics.finished(reason, perf_counter() - record.arrived_s)
+
     try:
         async with aclosing(state.source.generate(request)) as events:
             async for event in events:
                 place.served(perf_counter())
+                told.note(event, time.time())
                 if event.finish_reason == "abort":
                     raise Unavailable(
                         "the request was aborted by the server before it was complete"
                     )
                 if event.finish_reason is not None:
-                    state.metrics.finished("stop", perf_counter() - arrived_s)
+                    finished("stop")
                     return event.vector
     except asyncio.CancelledError:
-        state.metrics.finished("abort", perf_counter() - arrived_s)
+        finished("abort")
         raise
     raise InternalError("the token source ended without a finish reason")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from actors.actor_stats import ActorIdentity, ActorStats
+from actors.log_lines import LogSettings
 from actors.messages import GenerateRequest, StepEvents
 from actors.patience import in_daemon_thread
 from actors.priority import hurry, step_back
@@ -43,9 +44,13 @@ _DRAIN_SILENCE_S = 10.0  # else it resubmits what other weights must not go on w
 class RankActor:
     """Ray runs its async methods; the rank's loop has a thread of its own."""
 
-    def __init__(self, pipeline: str, device: str, packed_plan: bytes, calm: bool) -> None:
+    def __init__(
+        self, pipeline: str, device: str, packed_plan: bytes, calm: bool, logs: LogSettings
+    ) -> None:
         """`packed_plan`: a pickled ModelPlan, since its types bring torch. `calm`: no hurry."""
         self._times = StartTimes(begun_s=time.time())
+        self._logs = logs
+        logs.configure("spare", pipeline=pipeline)
         self._packed_plan = packed_plan
         self._identity = ActorIdentity(
             pipeline=pipeline,
@@ -87,6 +92,7 @@ class RankActor:
         host = self._identity.node
         role: Literal["attention", "expert"] = "attention" if is_attention else "expert"
         self._identity = replace(self._identity, rank=rank, role=role)
+        self._logs.configure(role, pipeline=self._identity.pipeline, rank=rank)
         self._taken.set()
         if not calm:
             hurry(self._imports)

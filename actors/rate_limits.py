@@ -6,11 +6,17 @@ twice that goes through, and over long times never more than it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from actors.errors import Overloaded
 
 _MINUTE_S = 60.0
+LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{part}-{what}"
+    for part in ("limit", "remaining", "reset")
+    for what in ("requests", "tokens")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,39 @@ class RateLimits:
         _refuse_if_early(bucket, num_tokens, now_s, "tokens", "--max-tokens-per-minute")
         self._tokens[caller] = bucket.taken(num_tokens, now_s)
 
+    def headers(self, caller: str, now_s: float) -> dict[str, str]:
+        """What is left to a caller, as OpenAI's `x-ratelimit-` headers; none where nothing limits.
+
+        "reset" is when all of it will be there again.
+        """
+        headers: dict[str, str] = {}
+        for what, per_minute, buckets in (
+            ("requests", self._requests_per_minute, self._requests),
+            ("tokens", self._tokens_per_minute, self._tokens),
+        ):
+            if per_minute is None:
+                continue
+            bucket = buckets.get(caller) or Bucket.full(per_minute, now_s)
+            left = max(0, math.floor(bucket.at(now_s).level))
+            headers[f"x-ratelimit-limit-{what}"] = f"{per_minute:g}"
+            headers[f"x-ratelimit-remaining-{what}"] = str(left)
+            headers[f"x-ratelimit-reset-{what}"] = duration(bucket.wait_s(per_minute, now_s))
+        return headers
+
     def generated(self, caller: str, num_tokens: int, now_s: float) -> None:
         """So many tokens were made for a request whose prompt was taken."""
         if caller in self._tokens:
             self._tokens[caller] = self._tokens[caller].taken(num_tokens, now_s)
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 120ms, 1.5s, 6m0s; rounded up."""
+    ms = math.ceil(round(seconds * 1000, 6))
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, rest_ms = divmod(ms, 60_000)
+    rest = f"{rest_ms / 1000:g}s"
+    return f"{minutes}m{rest}" if minutes else rest
 
 
 def _refuse_if_early(bucket: Bucket, amount: float, now_s: float, what: str, flag: str) -> None:

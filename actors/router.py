@@ -16,6 +16,7 @@ from ray.util import get_current_placement_group
 
 from actors import rendezvous
 from actors.live_placement import Outcome
+from actors.log_lines import LogSettings, about
 from actors.messages import GenerateRequest
 from actors.model_plan import plan_model
 from actors.naming import pipeline_name
@@ -35,6 +36,8 @@ class Router:
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
         self, config: WindroseConfig, device: str
     ) -> None:
+        logs = LogSettings.of(config)
+        logs.configure("router")
         plan = plan_model(config, device)
         group = get_current_placement_group()
         assert group is not None, "the router's deployment reserves its actors' resources"
@@ -45,6 +48,7 @@ class Router:
         )
         replica = serve.get_replica_context().replica_id.unique_id
         name = pipeline_name(weights, replica)
+        logs.configure("router", pipeline=name)
         self._drain_timeout_s = config.drain_timeout_s
         self._pipeline = Pipeline(name, config, plan, group, serve.get_replica_context().app_name)
         await self._pipeline.start()
@@ -54,6 +58,7 @@ class Router:
             name,
             plan.num_attention,
             plan.num_expert,
+            extra=about("pipeline_started", attention=plan.num_attention, expert=plan.num_expert),
         )
 
     async def submit(
@@ -98,3 +103,4 @@ class Router:
             self._supervisor.cancel()
         if hasattr(self, "_pipeline"):
             await self._pipeline.stop()
+            logger.info("the pipeline has ended", extra=about("pipeline_ended"))

@@ -36,6 +36,7 @@ class RunningSequence:
     num_cached_tokens: int | None = None  # found computed when it was first admitted
     decoding: bool = False  # past prefill: exactly the last token is not computed yet
     begun: bool = False  # a row of it has been in a step
+    queue_s: float | None = None  # from its arrival to that step; None where it began elsewhere
     ended: bool = False  # finished, or aborted while its chunk is in flight
     failed: bool = False  # ended by the model: what it has in the KV cache is not to be shared
     num_preemptions: int = 0
@@ -92,7 +93,7 @@ class RunningSequence:
 
     def take(self, token_id: int, logprobs: TokenLogprobs | None) -> TokenEvent:
         """Append the token that a step drew; returns its event. `ended` if it is the last."""
-        num_cached = 0 if self.has_new_tokens else self.num_cached_tokens or 0
+        first = not self.has_new_tokens
         self.token_ids.append(token_id)
         self.output_token_ids.append(token_id)
         self.decoding = True
@@ -106,7 +107,8 @@ class RunningSequence:
             None if logprobs is None else (logprobs,),
             reason,
             stop_token_id,
-            num_cached,
+            (self.num_cached_tokens or 0) if first else 0,
+            queue_s=self.queue_s if first else None,
         )
 
     def give(self, vector: bytes) -> TokenEvent:
@@ -118,6 +120,7 @@ class RunningSequence:
             finish_reason="stop",
             num_cached_tokens=self.num_cached_tokens or 0,
             vector=vector,
+            queue_s=self.queue_s,
         )
 
     def end(self) -> tuple[FinishReason | None, int | None]:

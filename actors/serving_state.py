@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -11,6 +11,7 @@ from actors.doors import Doors
 from actors.errors import Draining
 from actors.rate_limits import RateLimits
 from actors.request_metrics import RequestMetrics
+from actors.request_record import RequestRecord
 from actors.token_source import TokenSource
 from actors.waiting_line import LineLimits, Place, WaitingLine
 from model.chat_template import ChatFormat
@@ -44,6 +45,8 @@ class ServingState:
     request_timeout_s: float | None = None
     line: WaitingLine = field(default_factory=lambda: WaitingLine(LineLimits(256)))
     rates: RateLimits = field(default_factory=RateLimits)
+    log_prompts: bool = False
+    on_end: Callable[[RequestRecord], None] = lambda _record: None  # of every request
     draining: bool = False
     num_in_flight: int = 0  # sequences accepted and not yet ended
 

@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.bundles import Kind, Needs, Resources, Role, covers, pick_bundle
+from actors.log_lines import LogSettings
 from actors.model_plan import ModelPlan
 from actors.naming import actor_name, namespace_of
 from actors.rank_actor import AttentionActor, ExpertActor, SpareActor
@@ -46,8 +47,10 @@ class Spawner:
         application: str,
         needs: Needs,
         bundles: Sequence[Resources],
+        logs: LogSettings = LogSettings(),
     ) -> None:
         """`bundles`: of `group`, behind the router's."""
+        self._logs = logs
         self._pipeline = pipeline
         self._device = plan.device
         self._packed_plan = pickle.dumps(plan)
@@ -85,7 +88,7 @@ class Spawner:
                     placement_group=group, placement_group_bundle_index=bundle
                 ),
             )
-            .remote(self._pipeline, self._device, self._packed_plan, calm)
+            .remote(self._pipeline, self._device, self._packed_plan, calm, self._logs)
         )
         return Member(name, handle, group, bundle, self._needs.roles(resources))
 

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from actors.engine import Engine
+from actors.interruptions import Interruptions
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.recent_ttft import RecentTtft
 from actors.scheduler import StepPlan
-from model.exchange import Exchange, LoopEnd, StepHeader, agreed_micro_batches, all_move
+from model.exchange import Exchange, LoopEnd, PeerLost, StepHeader, agreed_micro_batches, all_move
 
 _HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
 _SHORTEST_REST_S = 0.002
@@ -46,6 +47,7 @@ class StepLoop:
         self._stop = threading.Event()
         self._ingress_of: dict[str, str] = {}
         self._ttft = RecentTtft()
+        self._interruptions = Interruptions()
         self._plan: StepPlan | None = None  # chosen, and not yet run to its end
         self._next_epoch = 0
         self.placement_version = 0  # told to the other ranks; for whoever owns the dispatcher
@@ -114,8 +116,16 @@ class StepLoop:
         Raises:
             PeerLost: a peer is gone.
         """
+        try:
+            return self._run()
+        except PeerLost:
+            self._interruptions.lost(time.time())
+            raise
+
+    def _run(self) -> LoopEnd:
         engine, exchange = self._engine, self._exchange
         rest_s = _SHORTEST_REST_S
+        self._interruptions.over(time.time(), self._ingress_of)
         self._pace.interrupt()
         while True:
             self._take_in()
@@ -207,6 +217,7 @@ class StepLoop:
     def _forget(self, request_id: str) -> None:
         self._ingress_of.pop(request_id, None)
         self._ttft.left(request_id)
+        self._interruptions.forget(request_id)
 
     def _report(self, events: Sequence[TokenEvent]) -> None:
         by_ingress: dict[str, StepEvents] = {}
@@ -215,7 +226,7 @@ class StepLoop:
             ingress_id = self._ingress_of.get(event.request_id)
             if ingress_id is None:
                 continue
-            by_ingress.setdefault(ingress_id, []).append(event)
+            by_ingress.setdefault(ingress_id, []).append(self._interruptions.told(event))
             self._ttft.token(event.request_id, now_s)
             if event.finish_reason is not None:
                 self._forget(event.request_id)

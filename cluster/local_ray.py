@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.log_lines import show_own_lines
+
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GONE_TIMEOUT_S = 10.0
 _UNCLAIMED_PORTS = range(20000, 30000)
@@ -32,6 +34,7 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
     free = free_ports(4)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.request_ids.serve_middlewares",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "admin.sock"),
@@ -83,7 +86,8 @@ def join_cluster(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    ray.init(address=address, log_to_driver=False)
+    ray.init(address=address, log_to_driver=True)
+    show_own_lines()
 
 
 def _token_file() -> Path:
@@ -104,8 +108,8 @@ class LocalRay:
         # What Ray leaves behind when it is killed becomes our child, not init's.
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
-    def start(self) -> None:
-        """Start the node and connect to it."""
+    def start(self, *, show_logs: bool = False) -> None:
+        """Start the node and connect to it; show what the actors log at this process's stderr?"""
         import ray
 
         ray.init(
@@ -113,10 +117,12 @@ class LocalRay:
             num_cpus=math.ceil(self._num_cpus),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=False,
+            log_to_driver=show_logs,
             logging_level=logging.WARNING,
             _temp_dir=str(self._runtime_dir / "ray"),
         )
+        if show_logs:
+            show_own_lines()
 
     def stop(self) -> None:
         """End the node and everything it started; removes its files."""

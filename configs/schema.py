@@ -26,6 +26,8 @@ Balance = Literal["off", "advise", "auto"]
 Placement = Literal["pack", "spread"]
 GenerationConfig = Literal["auto", "none"]
 Pooling = Literal["last", "mean"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 BUILT_IN_FORMATS = ("mixtral-instruct", "mistral-v1")  # of chats: two names of one format
 
 
@@ -292,6 +294,32 @@ class WindroseConfig(BaseModel):
     ] = ()
     admin_api_key_file: Annotated[
         str | None, _setting("doors", "file of such keys, one a line", min_length=1)
+    ] = None
+    log_format: Annotated[
+        LogFormat,
+        _setting(
+            "logs and traces",
+            "lines on stderr and in Ray's files; json: one object a line, and one for each request",
+        ),
+    ] = "text"
+    log_level: Annotated[
+        LogLevel, _setting("logs and traces", "least that is written; debug: text has requests too")
+    ] = "info"
+    log_prompts: Annotated[
+        bool,
+        _setting(
+            "logs and traces",
+            "DANGEROUS: write what people ask, and the answers, into the lines of requests",
+        ),
+    ] = False
+    otlp_endpoint: Annotated[
+        str | None,
+        _setting(
+            "logs and traces",
+            "URL that spans of requests go to, by OTLP over HTTP, as http://host:4318; default:"
+            " OTEL_EXPORTER_OTLP_ENDPOINT, else no traces",
+            pattern=r"^https?://[^/]+",
+        ),
     ] = None
     device: Annotated[
         Device, _setting("CPU and GPU", "auto: cuda where there is one, else cpu")

@@ -17,6 +17,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from actors.log_lines import LogSettings
 from cluster.local_ray import LocalRay, join_cluster
 from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
 from configs.schema import BUILT_IN_FORMATS, WindroseConfig
@@ -53,6 +54,7 @@ def serve(config: WindroseConfig) -> int:
     except ValueError as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
+    LogSettings.of(config).configure("windrose serve")
     signals = _Signals()
     own = None
     try:
@@ -64,7 +66,7 @@ def serve(config: WindroseConfig) -> int:
             cpus = cpus_needed(config) + room_to_grow(config, model.num_experts) + _SERVE_CPUS
             own = LocalRay(cpus, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
-            own.start()
+            own.start(show_logs=True)
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
         example = _example(model.head.task, chats)

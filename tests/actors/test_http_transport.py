@@ -159,22 +159,9 @@ def test_a_client_that_sends_its_body_slowly_is_given_up(parser: str, path: str)
     assert source_of(state).requests == [] and source_of(state).changes == []
 
 
-def test_request_ids() -> None:
+def test_headers_of_a_stream() -> None:
     with serving(make_state()) as http:
-        kept = http.get("/version", headers={"X-Request-Id": "my-id.7"})
-        made = [
-            http.get("/version", headers={"X-Request-Id": given} if given else {})
-            for given in ("", "x" * 129, "two words", '"<script>')
-        ]
-        streamed = http.post(
-            "/v1/chat/completions", json=chat_body(stream=True), headers={"X-Request-Id": "abc"}
-        )
-        failed = http.post("/v1/nothing", headers={"X-Request-Id": "abc"})
-    assert kept.headers.get_list("x-request-id") == ["my-id.7"]
-    ids = {answer.headers["x-request-id"] for answer in made}
-    assert len(ids) == 4
-    assert all(len(request_id) == 32 for request_id in ids)
-    assert streamed.headers["x-request-id"] == failed.headers["x-request-id"] == "abc"
+        streamed = http.post("/v1/chat/completions", json=chat_body(stream=True))
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.headers["cache-control"] == "no-cache"
 

@@ -124,9 +124,11 @@ def test_an_interrupted_step_runs_again(
 
     pipeline.meet_again()
     pipeline.start()
-    ended = sum(event.finish_reason is not None for event in events)
+    ended = {event.request_id for event in events if event.finish_reason is not None}
     everything = [*requests, *batches[1]]
-    events += pipeline.until_ended(len(everything) - ended)
+    events += pipeline.until_ended(len(everything) - len(ended))
+    told = sorted(event.request_id for event in events if event.recovered)
+    assert told == sorted({one.request_id for one in everything} - ended)
     assert_same(collect(events, everything), reference * 2)
     pipeline.stop()
     # What was under way when the rank left is to use again.

@@ -215,7 +215,30 @@ def test_a_pooled_one_begins_anew_where_its_actor_dies() -> None:
         assert (again.pooling, again.prompt_token_ids) == ("mean", first.prompt_token_ids)
         end = TokenEvent(again.request_id, (), None, "stop", vector=b"1234")
         world.actors["b-2"].outbox.put_nowait([end])
-        assert await asked == [end]
+        (told,) = await asked
+        assert told.recovered is not None  # the break is told of with the end
+        assert replace(told, recovered=None) == end
+
+    play(world, scenario)
+
+
+def test_the_first_tokens_after_a_break_tell_of_it() -> None:
+    world = World("a-1", "a-2")
+
+    async def scenario(client: PipelineClient) -> None:
+        async def breaks() -> list[bool]:
+            return [event.recovered is not None async for event in client.generate(asking())]
+
+        asked = start(breaks())
+        await turns()
+        world.say("a-1", world.calls[0][1][0], 5)
+        await turns()
+        world.kill("a-1")
+        await asyncio.sleep(3.0)
+        _, (request,) = world.calls[-1]
+        world.say("a-2", request, 6)
+        world.say("a-2", request, 7, end=True)
+        assert await asked == [False, True, False]
 
     play(world, scenario)
 

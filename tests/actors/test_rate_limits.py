@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import Overloaded
-from actors.rate_limits import Bucket, RateLimits
+from actors.rate_limits import Bucket, RateLimits, duration
 
 # Quarters of seconds, so that sums of them are exact.
 GAPS_S = st.integers(0, 200).map(lambda quarters: quarters / 4)
@@ -80,3 +80,36 @@ def test_without_limits_nothing_is_kept() -> None:
         rates.take_prompt("a", 10**9, 0.0)
         rates.generated("a", 10**9, 0.0)
     assert vars(rates) == vars(RateLimits())
+
+
+def test_what_is_left_as_headers() -> None:
+    rates = RateLimits(requests_per_minute=2, tokens_per_minute=600)
+    rates.take_request("a", 0.0)
+    rates.take_prompt("a", 100, 0.0)
+    rates.generated("a", 5, 0.0)
+    assert rates.headers("a", 0.0) == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "30s",
+        "x-ratelimit-limit-tokens": "600",
+        "x-ratelimit-remaining-tokens": "495",
+        "x-ratelimit-reset-tokens": "10.5s",
+    }
+    rates.generated("a", 600, 0.0)  # overdrawn
+    left = rates.headers("a", 0.0)
+    assert left["x-ratelimit-remaining-tokens"] == "0"
+    assert left["x-ratelimit-reset-tokens"] == "1m10.5s"
+    assert rates.headers("a", 1000.0)["x-ratelimit-remaining-tokens"] == "600"
+    assert rates.headers("b", 0.0)["x-ratelimit-reset-requests"] == "0ms"
+    assert RateLimits().headers("a", 0.0) == {}
+    assert RateLimits(tokens_per_minute=7).headers("a", 0.0).keys() == {
+        f"x-ratelimit-{part}-tokens" for part in ("limit", "remaining", "reset")
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0ms"), (0.0171, "18ms"), (0.9999, "1s"), (1.0, "1s"), (59.9995, "1m0s"), (360, "6m0s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,108 @@
+"""The end of every request: its line in the log, its count where it was refused, its trace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from typing import cast
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actors.log_lines import about
+from actors.request_ids import REQUEST_ID_HEADER
+from actors.request_record import RequestRecord
+from configs.schema import LogFormat
+
+# Others ask for these all the time.
+_PROBES = frozenset({"/health", "/metrics", "/version"})
+_LONGEST_PATH = 200
+# What a line of text has behind method, path and status; a 0 is left out.
+_TOLD = (
+    "request_id",
+    "caller",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "queue_ms",
+    "ttft_ms",
+    "total_ms",
+    "recoveries",
+)
+
+logger = logging.getLogger(__name__)
+
+OnEnd = Callable[[RequestRecord], None]
+
+
+class RequestRecords:
+    """Middleware: keeps a record of each request while it is served and hands it over at its end.
+
+    Goes below `RequestIds`.
+    """
+
+    def __init__(self, app: ASGIApp, *, on_end: OnEnd) -> None:
+        self._app = app
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = RequestRecord(
+            request_id=headers.get(REQUEST_ID_HEADER, ""),
+            method=scope["method"],
+            path=ascii(scope["path"][:_LONGEST_PATH])[1:-1],  # nothing a terminal would obey
+            traceparent=headers.get("traceparent"),
+            tracestate=headers.get("tracestate"),
+        )
+        scope.setdefault("state", {})["record"] = record
+
+        async def noting_status(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = int(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_status)
+        finally:
+            record.total_s = perf_counter() - record.arrived_s
+            self._on_end(record)
+
+
+def record_of(request: Request) -> RequestRecord:
+    """What `RequestRecords` keeps of this request."""
+    return cast(RequestRecord, request.state.record)
+
+
+def request_level(log_format: LogFormat) -> int:
+    """At which level a request that went well is written.
+
+    JSON is for machines, which count requests. Text is for who looks whether anything happens that
+    should not: hundreds of lines a second would hide it, and `windrose top` shows requests better.
+    """
+    return logging.INFO if log_format == "json" else logging.DEBUG
+
+
+def write_line(record: RequestRecord, level: int) -> None:
+    """Log a request that has ended; `level` where all went well or the client is to blame."""
+    if record.failed:
+        level = logging.WARNING
+    elif record.path.endswith(tuple(_PROBES)) and record.status < 400:
+        level = logging.DEBUG
+    if not logger.isEnabledFor(level):
+        return
+    fields = record.fields()
+    logger.log(level, "%s", _sentence(fields), extra=about("request", **fields))
+
+
+def _sentence(fields: dict[str, object]) -> str:
+    """For who reads text: the same, without names where they are plain."""
+    head = [fields["method"], fields["path"], fields["status"], fields.get("error", "")]
+    rest = [f"{name}={fields[name]}" for name in _TOLD if fields.get(name) not in (None, 0)]
+    return " ".join([*(str(one) for one in head if one != ""), *rest])
