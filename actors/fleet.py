@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from actors.actor_stats import ActorIdentity, ActorStats
 from actors.errors import ApiError, BadRequest, Conflict, Unavailable
+from actors.gone_pipelines import folded
 from actors.metrics_text import metrics_text
 from actors.patience import start_apart, within
 from actors.pipeline_report import PipelineReport
@@ -33,6 +34,7 @@ Answer = TypeVar("Answer")
 
 _POLL_S = 1.0
 _ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
+_GONE_S = 60.0  # a pipeline that has not answered for so long is gone
 
 BROKEN = (RayError, RayServeException, RuntimeError, TimeoutError)
 
@@ -63,6 +65,7 @@ class Fleet:
         self.on_look: Callable[[Sequence[PipelineReport]], None] = lambda _reports: None
         self._poll: asyncio.Task[None] | None = None
         self._served_s: dict[str, float] = {}
+        self._answered_s: dict[str, float] = {}
         self._ready = False
 
     def ready(self) -> bool:
@@ -93,6 +96,11 @@ class Fleet:
         now_s = time.monotonic()
         return now_s - self._served_s.get(pipeline, now_s)
 
+    def _living(self) -> set[str]:
+        """Pipelines that have answered lately."""
+        oldest_s = time.monotonic() - _GONE_S
+        return {name for name, at_s in self._answered_s.items() if at_s > oldest_s}
+
     def _own_counts(self) -> Tally:
         return {self._own_name: self._own.counts()}
 
@@ -105,6 +113,8 @@ class Fleet:
         """Tell every router; what it says of its pipeline. Those that are silent are left out."""
         views = await _answers(self._router.broadcast("view", tell, fresh), PipelineView)
         self._known = joined([self._known, *(view.tally for view in views)])
+        named = (view.report.router.pipeline for view in views)
+        self._answered_s |= dict.fromkeys(named, time.monotonic())
         return sorted(views, key=lambda view: view.report.router.pipeline)
 
     async def _look(self) -> list[PipelineView]:
@@ -148,7 +158,7 @@ class Fleet:
         views = await self._look()
         gauges = {series: value for view in views for series, value in view.gauges.items()}
         recent = total_tokens([view.recent_tokens for view in views])
-        counts = added(self._known.values())
+        counts = folded(added(self._known.values()), self._living())
         return metrics_text(counts, gauges | shares(recent), self._model_name)
 
     async def change(self, change: PlacementChange) -> list[ChangeReport]:

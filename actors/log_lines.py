@@ -1,7 +1,8 @@
 """What Windrose's processes write to stderr: a line for each event, as text or as JSON.
 
 Ray keeps each process's stderr in a file of its own; `windrose serve` shows it too. A record may
-carry an event and its fields beside its message: JSON has them all, text the message alone.
+carry an event and its fields beside its message. JSON has them all. Text has the message, which
+says what matters of them; of a request it has the fields too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -95,9 +96,19 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The lines."""
         text = f"{_time(record)} {record.levelname} {self._process}: {record.getMessage()}"
+        if getattr(record, "event", "") == "request":
+            text += "".join(_shown(record.__dict__["fields"]))
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
         return text.replace("\n", f"\n{_FURTHER}")
+
+
+def _shown(fields: Mapping[str, object]) -> Iterator[str]:
+    """Those that the message does not have, and that are not 0."""
+    for name, value in fields.items():
+        if value != 0 and name not in ("method", "path", "status"):
+            word = isinstance(value, str) and re.fullmatch("[!-~]+", value)
+            yield f" {name}={value if word else json.dumps(value)}"
 
 
 def _time(record: logging.LogRecord) -> str:

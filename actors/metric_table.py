@@ -73,6 +73,11 @@ RUNNING = _gauge("num_requests_running", "Sequences in the running batch", *_RAN
 WAITING = _gauge("num_requests_waiting", "Sequences waiting to be admitted", *_RANK)
 KV_USAGE = _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", *_RANK)
 MICRO_BATCHES = _gauge("micro_batches", "Micro-batches of the last step", *_RANK)
+RECENT_TTFT = _gauge(
+    "recent_time_to_first_token_seconds",
+    "Mean of the last half minute, or how long the oldest request has waited for its first token",
+    *_RANK,
+)
 PLACEMENT_VERSION = _gauge("placement_version", "Version of the expert placement", *_RANK)
 PREEMPTIONS = _counter("num_preemptions", "Sequences preempted", *_RANK)
 PREFIX_QUERIES = _counter("prefix_cache_queries", "Tokens looked up", *_RANK)

@@ -29,6 +29,7 @@ _ATTENTION_GAUGES = (
     (table.KV_USAGE, "kv_cache_usage"),
     (table.PLACEMENT_VERSION, "placement_version"),
     (table.MICRO_BATCHES, "micro_batches"),
+    (table.RECENT_TTFT, "recent_ttft_s"),
 )
 _ROLES = ("attention", "expert")
 _CAUSES = ("death", "hang", "link")

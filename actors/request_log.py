@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from time import perf_counter
 from typing import cast
 
@@ -16,22 +17,9 @@ from actors.request_ids import REQUEST_ID_HEADER
 from actors.request_record import RequestRecord
 from configs.schema import LogFormat
 
-# Others ask for these all the time.
-_PROBES = frozenset({"/health", "/metrics", "/version"})
+# Machines ask for these all the time.
+_PROBES = ("/health", "/metrics", "/version")
 _LONGEST_PATH = 200
-# What a line of text has behind method, path and status; a 0 is left out.
-_TOLD = (
-    "request_id",
-    "caller",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "queue_ms",
-    "ttft_ms",
-    "total_ms",
-    "recoveries",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +79,10 @@ def request_level(log_format: LogFormat) -> int:
 
 def write_line(record: RequestRecord, level: int) -> None:
     """Log a request that has ended; `level` where all went well or the client is to blame."""
-    if record.failed:
-        level = logging.WARNING
-    elif record.path.endswith(tuple(_PROBES)) and record.status < 400:
+    if record.path.endswith(_PROBES) and record.status != HTTPStatus.INTERNAL_SERVER_ERROR:
         level = logging.DEBUG
-    if not logger.isEnabledFor(level):
-        return
-    fields = record.fields()
-    logger.log(level, "%s", _sentence(fields), extra=about("request", **fields))
-
-
-def _sentence(fields: dict[str, object]) -> str:
-    """For who reads text: the same, without names where they are plain."""
-    head = [fields["method"], fields["path"], fields["status"], fields.get("error", "")]
-    rest = [f"{name}={fields[name]}" for name in _TOLD if fields.get(name) not in (None, 0)]
-    return " ".join([*(str(one) for one in head if one != ""), *rest])
+    elif record.failed:
+        level = logging.WARNING
+    if logger.isEnabledFor(level):
+        told = about("request", **record.fields())
+        logger.log(level, "%s %s %d", record.method, record.path, record.status, extra=told)

@@ -54,6 +54,18 @@ SERVING = Dashboard(
         _latency("windrose_e2e_request_latency_seconds", "Whole requests", "To the last token"),
         _latency("windrose_request_queue_time_seconds", "Queue", "Arrival to first row"),
         Panel(
+            "Recent time to first token",
+            "timeseries",
+            (
+                Query(
+                    f"max by (pipeline, rank) (windrose_recent_time_to_first_token_seconds{{{OF}}})",
+                    "{{pipeline}} {{rank}}",
+                ),
+            ),
+            unit="s",
+            about="Mean of half a minute, or the longest wait; what autoscaling looks at",
+        ),
+        Panel(
             "Tokens a second",
             "timeseries",
             (

@@ -85,7 +85,9 @@ def test_a_failure_outside_the_completions_has_it_too() -> None:
 
     source_of(state).experts = broken  # type: ignore[method-assign]
     with serving(state) as http:
-        answer = http.get("/v1/experts", headers={"X-Request-Id": "x1"})
+        # uvicorn closes the connection behind it.
+        headers = {"X-Request-Id": "x1", "Connection": "close"}
+        answer = http.get("/v1/experts", headers=headers)
         assert (answer.status_code, answer.headers["x-request-id"]) == (500, "x1")
         text = http.get("/metrics").text
     assert 'requests_refused_total{code="500",model_name="mixtral-test"} 1.0' in text

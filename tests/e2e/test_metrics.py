@@ -58,6 +58,15 @@ def total(samples: Samples, name: str) -> float:
     return sum(values)
 
 
+def summed(samples: Samples) -> Samples:
+    """Over pipelines and ranks."""
+    sums: Samples = {}
+    for (name, labels), value in samples.items():
+        key = (name, frozenset(one for one in labels if one[0] not in ("pipeline", "rank")))
+        sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
 class Scraper(threading.Thread):
     """Scrapes again and again; what fell in between is in `fallen`."""
 
@@ -70,10 +79,11 @@ class Scraper(threading.Thread):
         self.last: Samples = {}
 
     def run(self) -> None:
+        """What has pipelines is summed over them: those that are gone become one series."""
         grow = {name for one in METRICS if one.kind != "gauge" for name in one.sample_names}
         while not self._end.is_set():
             try:
-                now = scrape(self._url)
+                now = summed(scrape(self._url))
             except httpx.HTTPError:
                 continue  # the ingress that was to answer has died
             for key, before in self.last.items():
