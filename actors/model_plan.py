@@ -15,7 +15,7 @@ from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.cpu_kernels.binary import load_binary
 from model.generation_config import GenerationDefaults
-from model.kv_size import block_bytes, blocks_in_sight
+from model.kv_size import GPU_CACHE_SHARE, block_bytes, blocks_in_sight
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_CPU_CACHE_BYTES = 1 << 30
 _BITS = {"none": 16, "int8": 8, "int4": 4}
-_DEFAULT_GPU_CACHE_SHARE = 0.8  # of what the weights leave of the GPU
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class ModelPlan:
             import torch
 
             free_bytes, _ = torch.cuda.mem_get_info(device)
-            cache_bytes = int(free_bytes * _DEFAULT_GPU_CACHE_SHARE)
+            cache_bytes = int(free_bytes * GPU_CACHE_SHARE)
         per_block = block_bytes(self.model, limits.block_size, self.dtype)
         each = limits.most_blocks(limits.max_model_len, limits.max_num_batched_tokens)
         usable = limits.max_num_seqs * each

@@ -5,6 +5,7 @@ from __future__ import annotations
 from model.config import ModelConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GPU_CACHE_SHARE = 0.8  # of what the weights leave of a GPU, where nothing else is asked for
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: str) -> int:

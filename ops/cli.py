@@ -19,7 +19,12 @@ from ops.compress.settings import (
     compress_settings,
 )
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
-from ops.model_flags import CONVERT_EXAMPLES, add_convert_arguments
+from ops.model_flags import (
+    CONVERT_EXAMPLES,
+    INSPECT_EXAMPLES,
+    add_convert_arguments,
+    add_inspect_arguments,
+)
 from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
 from ops.watch_flags import (
     GRAFANA_EXAMPLES,
@@ -40,6 +45,7 @@ examples:
   windrose experts                                  who serves which expert, how loaded each is
   windrose experts replicate 3                      a second rank for a hot expert
   windrose convert SRC DST                          Mistral's own files to Hugging Face's layout
+  windrose inspect MODEL_DIR                        what it is, and which topologies would fit
   windrose top                                      watch requests, actors and experts
 
 `windrose COMMAND --help` tells more.
@@ -163,6 +169,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "convert", _convert, "turn Mistral's own weight files into Hugging Face's", CONVERT_EXAMPLES
     )
     add_convert_arguments(convert)
+    inspect = command(
+        "inspect",
+        _inspect,
+        "show what a checkpoint is, what each role holds, and which topologies fit",
+        INSPECT_EXAMPLES,
+    )
+    add_inspect_arguments(inspect)
 
     compress = command(
         "compress",
@@ -286,6 +299,15 @@ def _compress(args: argparse.Namespace) -> int:
         return run_compress(compress_settings(args), json_report=args.json)
     except (ValueError, OSError) as error:
         return _failed("compress", error)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ops.inspect_model import run_inspect
+
+    try:
+        return run_inspect(args.model, args.memory_per_device, as_json=args.json)
+    except (ValueError, OSError) as error:
+        return _failed("inspect", error)
 
 
 def _failed(command: str, error: Exception, status: int = 1) -> int:

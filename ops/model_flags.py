@@ -1,4 +1,4 @@
-"""Arguments of the commands that look at checkpoints: `windrose convert`."""
+"""Arguments of the commands that look at checkpoints: `windrose convert` and `inspect`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ when the same command is given again.
 examples:
   windrose convert /models/mixtral-8x7b-raw /models/Mixtral-8x7B-v0.1
   windrose convert SRC DST --max-shard-size 2GB
+"""
+INSPECT_EXAMPLES = """\
+Reads headers only. A topology (A, E) is A attention actors and E expert actors, each on a device of
+its own; E = 0 keeps the experts in the attention actors. Sizes say what fits with one attention
+actor; each further one takes as much and brings as much room for the KV cache.
+
+examples:
+  windrose inspect configs/demo
+  windrose inspect /models/Mixtral-8x7B-v0.1 --memory-per-device 24GiB
+  windrose inspect MODEL_DIR --memory-per-device 40GiB --memory-per-device 80GiB --json
 """
 DEFAULT_SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -31,6 +41,19 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help=f"largest shard, as in 500MB or 2GiB (default: {DEFAULT_SHARD_SIZE})",
     )
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL_DIR, --memory-per-device and --json."""
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a checkpoint directory")
+    parser.add_argument(
+        "--memory-per-device",
+        type=size_bytes,
+        action="append",
+        metavar="SIZE",
+        help="as in 24GiB; again for more (default: several sizes)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def size_bytes(text: str) -> int:

@@ -58,7 +58,8 @@ SERVING = Dashboard(
             "timeseries",
             (
                 Query(
-                    f"max by (pipeline, rank) (windrose_recent_time_to_first_token_seconds{{{OF}}})",
+                    "max by (pipeline, rank) "
+                    f"(windrose_recent_time_to_first_token_seconds{{{OF}}})",
                     "{{pipeline}} {{rank}}",
                 ),
             ),

@@ -28,7 +28,7 @@ def test_help_teaches_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in out
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "experts", "convert"])
+@pytest.mark.parametrize("command", ["serve", "chat", "experts", "convert", "inspect"])
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of(command, "--help") == 0
     out = capsys.readouterr().out
