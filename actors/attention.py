@@ -20,6 +20,7 @@ from actors.engine_build import (
     all_experts,
     build_engine,
     exact_dispatcher,
+    quantized_cache,
 )
 from actors.epochs import Epoch, Epochs
 from actors.messages import GenerateRequest, StepEvents
@@ -70,8 +71,9 @@ class AttentionRank:
             keys += stored_keys(plan.model, expert_keys(plan.model, layer, expert))
         self._progress.total_bytes = checkpoint.total_bytes(keys)
         dtype, device = plan.torch_dtype, self._device
+        cache = quantized_cache(plan, checkpoint)
         weights = load_decoder(
-            checkpoint, plan.model, dtype, device, self._progress, bits=plan.bits
+            checkpoint, plan.model, dtype, device, self._progress, bits=plan.bits, cache=cache
         )
         self._weights_bytes = weights.num_bytes
         dispatcher: LocalDispatcher | ExactDispatcher | None = None
@@ -85,6 +87,7 @@ class AttentionRank:
                 self._progress,
                 workers=LOAD_WORKERS,
                 bits=plan.bits,
+                cache=cache,
             )
             self._weights_bytes += shard.num_bytes
             dispatcher = LocalDispatcher(shard)

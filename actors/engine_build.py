@@ -24,6 +24,7 @@ from model.host_memory import give_back_freed
 from model.kv_cache import KVCache
 from model.loading import load_decoder, load_experts
 from model.pooling import Pooler
+from model.quantized_cache import QuantizedCache
 from model.rope import Rope
 
 LOAD_WORKERS = 2  # experts read at once where all are: one is packed while another is read
@@ -40,6 +41,15 @@ class BuiltEngine:
 def all_experts(plan: ModelPlan) -> list[tuple[int, int]]:
     """Every (layer, expert) of the model; none of a dense one."""
     return [(i, e) for i in range(plan.model.num_layers) for e in range(plan.model.num_experts)]
+
+
+def quantized_cache(plan: ModelPlan, checkpoint: Checkpoint) -> QuantizedCache | None:
+    """Where the plan keeps its quantized matrices; None where it has none or keeps none."""
+    if plan.bits == 16 or plan.cache_dir is None:
+        return None
+    cache = QuantizedCache(plan.cache_dir, checkpoint)
+    cache.remove_abandoned()
+    return cache
 
 
 def build_engine(
@@ -77,7 +87,10 @@ def colocated_engine(
 ) -> BuiltEngine:
     """Read the whole model into this process and build its engine: topology (1, 0)."""
     checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
-    weights = load_decoder(checkpoint, plan.model, dtype, device, on_read, bits=plan.bits)
+    cache = quantized_cache(plan, checkpoint)
+    weights = load_decoder(
+        checkpoint, plan.model, dtype, device, on_read, bits=plan.bits, cache=cache
+    )
     dispatcher = None
     if held := all_experts(plan):
         dispatcher = LocalDispatcher(
@@ -90,6 +103,7 @@ def colocated_engine(
                 on_read,
                 workers=LOAD_WORKERS,
                 bits=plan.bits,
+                cache=cache,
             )
         )
     give_back_freed()

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from actors.actor_stats import ActorStats
-from actors.engine_build import expert_server
+from actors.engine_build import expert_server, quantized_cache
 from actors.epochs import Epoch, Epochs
 from actors.model_plan import ModelPlan
 from actors.priority import step_back
@@ -79,7 +79,7 @@ class ExpertRank:
         self._shard.remove([pair for pair in self._shard.held if pair not in self._wanted])
 
     def _read(self, checkpoint: Checkpoint, pairs: Collection[Pair]) -> None:
-        plan = self._plan
+        plan, cache = self._plan, quantized_cache(self._plan, checkpoint)
         for pair in pairs:
             if pair not in self._wanted:
                 continue
@@ -91,6 +91,7 @@ class ExpertRank:
                 self._device,
                 self._progress,
                 bits=plan.bits,
+                cache=cache,
             )
             self._shard.add(one)
             if pair not in self._wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class ModelPlan:
     threads: int
     micro_batches: int = 0  # of a step; 0: as many as pay
     bits: int = 16  # of a weight of experts and attention; 16: as the dtype has it
+    cache_dir: str | None = None  # where weights of fewer bits are kept; None: nowhere
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -177,7 +179,18 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         ),
         micro_batches=config.micro_batches,
         bits=_BITS[config.quantization],
+        cache_dir=_cache_dir(config),
     )
+
+
+def _cache_dir(config: WindroseConfig) -> str | None:
+    if config.quantization == "none" or config.quantization_cache == "none":
+        return None
+    model = Path(config.model).resolve()
+    if config.quantization_cache == "auto":
+        return str(model / ".windrose")
+    which = hashlib.blake2b(str(model).encode(), digest_size=4).hexdigest()
+    return str(Path(config.quantization_cache) / f"{model.name}-{which}")
 
 
 def _max_model_len(

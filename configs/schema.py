@@ -60,6 +60,15 @@ class WindroseConfig(BaseModel):
             "round the weights of experts and attention to 8 or 4 bits when they are read",
         ),
     ] = "none"
+    quantization_cache: Annotated[
+        str,
+        _setting(
+            "model",
+            "where weights that --quantization rounded are kept for the next start: a directory;"
+            " auto: .windrose beside the checkpoint; none: nowhere",
+            min_length=1,
+        ),
+    ] = "auto"
     generation_config: Annotated[
         GenerationConfig,
         _setting(

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
-from model.cpu_kernels.quantized_packing import in_turns, pack_quantized
+from model.cpu_kernels.quantized_packing import pack_quantized, quantized_in_turns
 from model.projection import StoredMatrix, project, project_together
-from model.quantization import quantize
+from model.quantization import QuantizedMatrix, quantize
 
 
 class Expert:
@@ -50,23 +50,31 @@ class PackedExpert:
     def __init__(
         self,
         kernels: CpuKernels,
-        w1_FD: torch.Tensor,
-        w3_FD: torch.Tensor,
-        w2_DF: torch.Tensor,
+        w1_FD: torch.Tensor | QuantizedMatrix,
+        w3_FD: torch.Tensor | QuantizedMatrix,
+        w2_DF: torch.Tensor | QuantizedMatrix,
         *,
         bits: int = 16,
     ) -> None:
+        """All three dense, or all three quantized."""
         self.kernels = kernels
         self.inner = w1_FD.shape[0]
         self.bits = bits
-        if bits == 16:
-            self.num_bytes = 3 * w1_FD.numel() * w1_FD.element_size()
-            self.w13 = kernels.pack_pair(w1_FD, w3_FD)
-            self.w2 = kernels.pack(w2_DF)
-        else:
-            w13, w2 = quantize(in_turns(w1_FD, w3_FD), bits), quantize(w2_DF, bits)
-            self.num_bytes = w13.num_bytes + w2.num_bytes
-            self.w13, self.w2 = pack_quantized(w13), pack_quantized(w2)
+        matrices = w1_FD, w3_FD, w2_DF
+        dense = [one for one in matrices if isinstance(one, torch.Tensor)]
+        if bits == 16 and dense:
+            w1, w3, w2 = dense
+            self.num_bytes = 3 * w1.numel() * w1.element_size()
+            self.w13 = kernels.pack_pair(w1, w3)
+            self.w2 = kernels.pack(w2)
+            return
+        first, third, second = (
+            quantize(one, bits) if isinstance(one, torch.Tensor) else one for one in matrices
+        )
+        self.bits = second.bits
+        both = quantized_in_turns(first, third)
+        self.num_bytes = both.num_bytes + second.num_bytes
+        self.w13, self.w2 = pack_quantized(both), pack_quantized(second)
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Return the output for rows that all go through it, [N, D]."""
@@ -85,9 +93,9 @@ def make_expert(
     if (
         kernels is None
         or kernels_for(w2_DF) is None
-        or not isinstance(w1_FD, torch.Tensor)
-        or not isinstance(w3_FD, torch.Tensor)
-        or not isinstance(w2_DF, torch.Tensor)
+        or not isinstance(w1_FD, torch.Tensor | QuantizedMatrix)
+        or not isinstance(w3_FD, torch.Tensor | QuantizedMatrix)
+        or not isinstance(w2_DF, torch.Tensor | QuantizedMatrix)
     ):
         return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
     return PackedExpert(kernels, w1_FD, w3_FD, w2_DF, bits=bits)

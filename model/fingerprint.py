@@ -6,9 +6,8 @@ import hashlib
 
 from model.checkpoint import Checkpoint
 from model.config import config_file
-from model.shards import CheckpointError
+from model.shards import CheckpointError, sample_of
 
-_SAMPLE_BYTES = 256  # of each tensor
 _HEX_DIGITS = 12
 
 
@@ -29,9 +28,7 @@ def weights_fingerprint(model_dir: str, precision: str) -> str:
         for key in checkpoint.in_file_order(checkpoint.entries):
             entry = checkpoint.entries[key]
             digest.update(f"\0{key}\0{entry.dtype}\0{entry.shape}\0".encode())
-            with entry.file.open("rb", buffering=0) as file:
-                file.seek(entry.offset_bytes + max(0, (entry.size_bytes - _SAMPLE_BYTES) // 2))
-                digest.update(file.read(min(_SAMPLE_BYTES, entry.size_bytes)))
+            digest.update(sample_of(entry))
     except OSError as error:
         raise CheckpointError(f"{model_dir}: cannot be read: {error}") from error
     return digest.hexdigest()[:_HEX_DIGITS]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import kernels_for
 from model.cpu_kernels.quantized_packing import pack_quantized
-from model.quantization import CompactMatrix, quantize
+from model.quantization import CompactMatrix, QuantizedMatrix, quantize
 
 
 class Linear:
@@ -19,7 +19,8 @@ class Linear:
     On CPU the weight is repacked once, for the project's own kernels or for oneDNN: plain bf16
     weights are reordered on every call, which halves the bandwidth a decode step reaches. The
     packed copy replaces the plain one, so no weight is held twice. With 8 or 4 `bits` it is
-    quantized; where the project's kernels cannot run, every product then turns it back first.
+    quantized, if it is not yet; where the project's kernels cannot run, every product then turns it
+    back first.
     """
 
     __slots__ = (
@@ -33,21 +34,24 @@ class Linear:
         "out_features",
     )
 
-    def __init__(self, weight_OI: torch.Tensor, bits: int = 16) -> None:
+    def __init__(self, weight_OI: torch.Tensor | QuantizedMatrix, bits: int = 16) -> None:
         self.out_features, self.in_features = weight_OI.shape
-        self.num_bytes = weight_OI.numel() * weight_OI.element_size()
-        self._bits = bits
         self._kernels = kernels_for(weight_OI)
-        self._onednn = bits == 16 and self._kernels is None and _onednn_packs(weight_OI)
         self._quantized: CompactMatrix | None = None
-        if bits < 16:
-            matrix = quantize(weight_OI, bits)
-            self.num_bytes = matrix.num_bytes
+        if isinstance(weight_OI, torch.Tensor) and bits < 16:
+            weight_OI = quantize(weight_OI, bits)
+        if isinstance(weight_OI, QuantizedMatrix):
+            self._bits, self._onednn = weight_OI.bits, False
+            self.num_bytes = weight_OI.num_bytes
             if self._kernels is not None:
-                self._weight = pack_quantized(matrix)
+                self._weight = pack_quantized(weight_OI)
             else:
-                self._quantized = CompactMatrix(matrix)
-        elif self._kernels is not None:
+                self._quantized = CompactMatrix.of(weight_OI)
+            return
+        self._bits = bits
+        self.num_bytes = weight_OI.numel() * weight_OI.element_size()
+        self._onednn = self._kernels is None and _onednn_packs(weight_OI)
+        if self._kernels is not None:
             self._weight = self._kernels.pack(weight_OI)
         elif self._onednn:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 1)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -23,6 +24,8 @@ from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
 from model.projection import Factors, Projection, StoredMatrix, project
+from model.quantization import QuantizedMatrix, quantize
+from model.quantized_cache import QuantizedCache
 from model.ranks import factor_keys, matrix_name
 from model.weights import (
     EMBED_KEY,
@@ -49,8 +52,12 @@ class _Reader:
         dtype: torch.dtype,
         device: torch.device,
         on_read: OnRead | None,
+        bits: int = 16,
+        cache: QuantizedCache | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._bits = bits
+        self._cache = cache
         self._ranks = config.ranks
         self._stored = stored = config.bitsandbytes
         self._shapes = {} if stored is None else expected_shapes(config)
@@ -65,12 +72,32 @@ class _Reader:
         tensor = self._checkpoint.read(key, self._on_read)
         return tensor.to(device=self._device, dtype=self._dtype)
 
-    def matrix(self, key: str) -> StoredMatrix:
-        """The weight of a projection, as the checkpoint stores it."""
+    def matrix(self, key: str, bits: int | None = None) -> StoredMatrix:
+        """The weight of a projection: as the checkpoint stores it, or rounded to `bits`.
+
+        None: to the bits of all; 16: not at all.
+        """
+        bits = self._bits if bits is None else bits
         if matrix_name(key) in self._ranks:
             first, second = factor_keys(key)
-            return Factors(self(first), self(second))
-        return self._quantized(key) if self._is_quantized(key) else self(key)
+            return Factors(self._one(first, bits), self._one(second, bits))
+        return self._quantized(key) if self._is_quantized(key) else self._one(key, bits)
+
+    def _one(self, key: str, bits: int) -> torch.Tensor | QuantizedMatrix:
+        return self(key) if bits == 16 else self._rounded(key, bits)
+
+    def _rounded(self, key: str, bits: int) -> QuantizedMatrix:
+        if self._cache is not None:
+            kept = self._cache.read(key, bits, self._dtype)
+            if kept is not None:
+                if self._on_read is not None:
+                    self._on_read(self._checkpoint.total_bytes([key]))
+                return kept.to(self._device)
+        stored = self._checkpoint.read(key, self._on_read).to(self._device)
+        matrix = replace(quantize(stored, bits), dtype=self._dtype)
+        if self._cache is not None:
+            self._cache.write(key, matrix)
+        return matrix
 
     def _is_quantized(self, key: str) -> bool:
         return self._stored is not None and self._checkpoint.quantized(key)
@@ -97,16 +124,18 @@ def load_decoder(
     on_read: OnRead | None = None,
     *,
     bits: int = 16,
+    cache: QuantizedCache | None = None,
 ) -> DecoderWeights:
     """Read what an attention actor holds: embedding, attention, norms, gates and head, if any.
 
     Of a dense model, which has no gates, the feed-forward blocks instead: it is then all of it.
     Attention and these blocks are quantized to so many `bits`, and the head to 8; 16: not at all.
+    What is in the `cache` is taken from there, and what is made is put there.
 
     Raises:
         CheckpointError: names the file and key at fault.
     """
-    read = _Reader(checkpoint, config, dtype, device, on_read)
+    read = _Reader(checkpoint, config, dtype, device, on_read, bits, cache)
     embedding_VD = read(EMBED_KEY)
     layers, gates, dense_blocks = [], [], []
     for layer in range(config.num_layers):
@@ -115,22 +144,23 @@ def load_decoder(
         layers.append(
             DecoderLayer(
                 input_norm=RMSNorm(read(f"{prefix}.input_layernorm.weight"), config.rms_norm_eps),
-                attention=Attention(config, q, k, v, o, bits=bits),
+                attention=Attention(config, q, k, v, o),
                 ffn_norm=RMSNorm(
                     read(f"{prefix}.post_attention_layernorm.weight"), config.rms_norm_eps
                 ),
             )
         )
         if config.is_dense:
-            dense_blocks.append(make_expert(*map(read.matrix, dense_keys(layer)), bits=bits))
+            dense_blocks.append(make_expert(*map(read.matrix, dense_keys(layer))))
         else:
             gates.append(Gate(read(f"{prefix}.block_sparse_moe.gate.weight"), config.top_k))
     norm = RMSNorm(read(NORM_KEY), config.rms_norm_eps)
     head: Projection | None = None
     score_ND = None
+    tied = config.tie_word_embeddings
     if config.head.task == "generate":
-        head_VD = embedding_VD if config.tie_word_embeddings else read.matrix(HEAD_KEY)
-        head = project(head_VD, bits if bits == 16 else _HEAD_BITS)
+        head_bits = bits if bits == 16 else _HEAD_BITS
+        head = project(embedding_VD if tied else read.matrix(HEAD_KEY, head_bits), head_bits)
     elif config.head.task == "classify":
         score_ND = read(SCORE_KEY).float()
     elsewhere = (".self_attn.", ".mlp.", HEAD_KEY, SCORE_KEY)  # what counts its own bytes
@@ -139,7 +169,7 @@ def load_decoder(
         for key, shape in attention_shapes(config).items()
         if not any(part in key for part in elsewhere)
     )
-    shared = config.tie_word_embeddings and isinstance(head, Linear) and not head.is_packed
+    shared = tied and isinstance(head, Linear) and not head.is_packed
     return DecoderWeights(
         embedding_VD=embedding_VD,
         layers=tuple(layers),
@@ -166,10 +196,11 @@ def load_experts(
     *,
     workers: int = 1,
     bits: int = 16,
+    cache: QuantizedCache | None = None,
 ) -> ExpertShard:
     """Read the (layer, expert) pairs that one rank holds, `workers` of them at once.
 
-    They are quantized to so many `bits`; 16: not at all.
+    They are quantized to so many `bits`, or taken from the `cache`; 16: not at all.
 
     Reading and packing both leave the interpreter to other threads. `on_read` is called by the
     thread that calls this, after each expert.
@@ -180,9 +211,9 @@ def load_experts(
 
     def load(pair: tuple[int, int]) -> tuple[tuple[int, int], Expert | PackedExpert, list[int]]:
         read_bytes: list[int] = []
-        read = _Reader(checkpoint, config, dtype, device, read_bytes.append)
+        read = _Reader(checkpoint, config, dtype, device, read_bytes.append, bits, cache)
         matrices = map(read.matrix, expert_keys(config, *pair))
-        return pair, make_expert(*matrices, bits=bits), read_bytes
+        return pair, make_expert(*matrices), read_bytes
 
     experts = {}
     with ExitStack() as stack:

@@ -13,14 +13,17 @@ import torch
 
 from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix
 from model.linear import Linear
+from model.quantization import QuantizedMatrix, side_by_side
+
+Plain: TypeAlias = torch.Tensor | QuantizedMatrix  # which was rounded when it was read
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
     """The matrix `second_OR @ first_RI`, which is never multiplied out."""
 
-    first_RI: torch.Tensor
-    second_OR: torch.Tensor
+    first_RI: Plain
+    second_OR: Plain
 
     @property
     def device(self) -> torch.device:
@@ -29,7 +32,7 @@ class Factors:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of both."""
+        """Of the rows that they multiply."""
         return self.first_RI.dtype
 
     @property
@@ -38,7 +41,7 @@ class Factors:
         return self.second_OR.shape[0], self.first_RI.shape[1]
 
 
-StoredMatrix: TypeAlias = torch.Tensor | Factors | FourBitMatrix | EightBitMatrix  # [O, I]
+StoredMatrix: TypeAlias = Plain | Factors | FourBitMatrix | EightBitMatrix  # [O, I]
 
 
 class Projection(Protocol):
@@ -55,8 +58,8 @@ class Projection(Protocol):
 
 
 def project(matrix: StoredMatrix, bits: int = 16) -> Projection:
-    """Hold one matrix in the form that is fastest here, of so many bits a weight."""
-    if isinstance(matrix, torch.Tensor):
+    """Hold one matrix in the form that is fastest here; a dense one in so many bits a weight."""
+    if isinstance(matrix, torch.Tensor | QuantizedMatrix):
         return Linear(matrix, bits)
     if isinstance(matrix, Factors):
         return LowRankLinear((matrix,), bits)
@@ -68,8 +71,15 @@ def project_together(matrices: Sequence[StoredMatrix], bits: int = 16) -> Projec
     plain = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor)]
     if len(plain) == len(matrices):
         return Linear(torch.cat(plain), bits)
-    own = [matrix for matrix in matrices if isinstance(matrix, torch.Tensor | Factors)]
-    if len(own) == len(matrices):
+    rounded = [matrix for matrix in matrices if isinstance(matrix, QuantizedMatrix)]
+    if len(rounded) == len(matrices):
+        return Linear(side_by_side(rounded))
+    own = [
+        matrix
+        for matrix in matrices
+        if isinstance(matrix, torch.Tensor | QuantizedMatrix | Factors)
+    ]
+    if len(own) == len(matrices) and any(isinstance(one, Factors) for one in own):
         return LowRankLinear(own, bits)
     return SideBySide([project(matrix, bits) for matrix in matrices])
 
@@ -83,10 +93,10 @@ class LowRankLinear:
 
     __slots__ = ("_first", "_seconds", "_widths", "num_bytes")
 
-    def __init__(self, matrices: Sequence[torch.Tensor | Factors], bits: int = 16) -> None:
+    def __init__(self, matrices: Sequence[Plain | Factors], bits: int = 16) -> None:
         firsts = [one.first_RI if isinstance(one, Factors) else one for one in matrices]
-        self._widths = [len(first) for first in firsts]
-        self._first = Linear(firsts[0] if len(firsts) == 1 else torch.cat(firsts), bits)
+        self._widths = [first.shape[0] for first in firsts]
+        self._first = project_together(firsts, bits)
         self._seconds = [
             Linear(matrix.second_OR, bits) if isinstance(matrix, Factors) else None
             for matrix in matrices

@@ -9,6 +9,7 @@ Shape suffixes: O outputs, I inputs, G groups of inputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,28 @@ class QuantizedMatrix:
     bits: int
     numbers_OI: torch.Tensor  # int8
     scales_OG: torch.Tensor  # fp32
+    dtype: torch.dtype  # of the rows that it multiplies
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[O, I]."""
+        outputs, inputs = self.numbers_OI.shape
+        return outputs, inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.numbers_OI.device
 
     @property
     def num_bytes(self) -> int:
         """What it takes once it is packed, padding aside."""
         return math.ceil(self.numbers_OI.numel() * self.bits / 8) + 4 * self.scales_OG.numel()
+
+    def to(self, device: torch.device) -> QuantizedMatrix:
+        """The same on this device."""
+        numbers_OI, scales_OG = self.numbers_OI.to(device), self.scales_OG.to(device)
+        return QuantizedMatrix(self.bits, numbers_OI, scales_OG, self.dtype)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix it stands for, [O, I]."""
@@ -40,34 +58,52 @@ class QuantizedMatrix:
         return (self.numbers_OI * scales_OI[:, :inputs]).to(dtype)
 
 
+@dataclass(frozen=True, slots=True)
 class CompactMatrix:
     """A quantized matrix in no more bytes than it needs: two numbers of 4 bits to a byte."""
 
-    __slots__ = ("_bits", "_inputs", "_numbers", "_scales_OG")
+    bits: int
+    inputs: int
+    numbers: torch.Tensor  # int8, [O, I], with 4 bits [O, (I + 1) // 2]
+    scales_OG: torch.Tensor
+    dtype: torch.dtype
 
-    def __init__(self, matrix: QuantizedMatrix) -> None:
-        self._bits, self._scales_OG = matrix.bits, matrix.scales_OG
-        self._inputs = matrix.numbers_OI.shape[1]
-        self._numbers = matrix.numbers_OI
-        if self._bits == 4:
-            padded = F.pad(matrix.numbers_OI, (0, self._inputs % 2))
-            self._numbers = (padded[:, 0::2] & 15) | (padded[:, 1::2] << 4)
+    @classmethod
+    def of(cls, matrix: QuantizedMatrix) -> CompactMatrix:
+        """The same matrix, compact."""
+        inputs, numbers = matrix.shape[1], matrix.numbers_OI
+        if matrix.bits == 4:
+            padded = F.pad(numbers, (0, inputs % 2))
+            numbers = (padded[:, 0::2] & 15) | (padded[:, 1::2] << 4)
+        return cls(matrix.bits, inputs, numbers, matrix.scales_OG, matrix.dtype)
 
     def restore(self) -> QuantizedMatrix:
         """The matrix again."""
-        numbers_OI = self._numbers
-        if self._bits == 4:
+        numbers_OI = self.numbers
+        if self.bits == 4:
             low, high = (numbers_OI << 4) >> 4, numbers_OI >> 4  # int8: the sign is carried along
-            numbers_OI = torch.stack((low, high), dim=-1).flatten(1)[:, : self._inputs]
-        return QuantizedMatrix(self._bits, numbers_OI, self._scales_OG)
+            numbers_OI = torch.stack((low, high), dim=-1).flatten(1)[:, : self.inputs]
+        return QuantizedMatrix(self.bits, numbers_OI, self.scales_OG, self.dtype)
+
+
+def side_by_side(matrices: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
+    """Matrices of the same inputs as one, their outputs one after another."""
+    numbers_OI = torch.cat([one.numbers_OI for one in matrices])
+    scales_OG = torch.cat([one.scales_OG for one in matrices])
+    return QuantizedMatrix(matrices[0].bits, numbers_OI, scales_OG, matrices[0].dtype)
+
+
+def shape_of_scales(bits: int, outputs: int, inputs: int) -> tuple[int, int]:
+    """[O, G] of a matrix."""
+    return outputs, -(-inputs // _group_of(bits, inputs))
 
 
 def quantize(weight_OI: torch.Tensor, bits: int) -> QuantizedMatrix:
-    """Round a matrix to so many bits (8 or 4)."""
+    """Round a matrix to so many bits (8 or 4). Every output by itself, whatever is beside it."""
     rows = max(1, _AT_ONCE // weight_OI.shape[1])
     parts = [_quantize(part, bits) for part in weight_OI.split(rows)]
     numbers, scales = zip(*parts, strict=True)
-    return QuantizedMatrix(bits, torch.cat(numbers), torch.cat(scales))
+    return QuantizedMatrix(bits, torch.cat(numbers), torch.cat(scales), weight_OI.dtype)
 
 
 def _quantize(weight_OI: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+_SAMPLE_BYTES = 256
+
 
 class CheckpointError(ValueError):
     """A checkpoint's tensors cannot be used; the text names file and key."""
@@ -29,6 +31,13 @@ class TensorEntry:
     stored_key: str = ""  # its name in the file, where that is another
     is_transposed: bool = False  # the file has its columns one after another
     rotary_heads: int = 0  # so many heads, whose halves take turns row by row in the file
+
+
+def sample_of(entry: TensorEntry) -> bytes:
+    """Up to 256 bytes from a tensor's middle. OSError where they cannot be read."""
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.offset_bytes + max(0, (entry.size_bytes - _SAMPLE_BYTES) // 2))
+        return file.read(min(_SAMPLE_BYTES, entry.size_bytes))
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

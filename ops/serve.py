@@ -45,6 +45,9 @@ def serve(config: WindroseConfig) -> int:
     if config.chat_template is not None and config.chat_template not in BUILT_IN_FORMATS:
         template = str(Path(config.chat_template).resolve())
         config = config.model_copy(update={"chat_template": template})
+    if config.quantization_cache not in ("auto", "none"):
+        kept = str(Path(config.quantization_cache).resolve())
+        config = config.model_copy(update={"quantization_cache": kept})
     address = os.environ.get("RAY_ADDRESS")
     if not address and not _port_is_free(config):
         console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
@@ -186,6 +189,7 @@ def _show_start(config: WindroseConfig, device: str, console: Console) -> Starti
         transient=True,
         disable=not console.is_terminal,
     )
+    rounding = "" if config.quantization == "none" else f", to {config.quantization}"
     tasks: dict[tuple[str, int], TaskID] = {}
     with bars:
         for starting in launch.watch_start(config, device):
@@ -196,7 +200,7 @@ def _show_start(config: WindroseConfig, device: str, console: Console) -> Starti
             for actor in starting.actors:
                 key = (actor.identity.pipeline, actor.identity.rank)
                 if key not in tasks:
-                    name = f"{actor.identity.role} {actor.identity.rank}"
+                    name = f"{actor.identity.role} {actor.identity.rank}{rounding}"
                     tasks[key] = bars.add_task(name, total=None)
                 bars.update(
                     tasks[key],

@@ -134,16 +134,24 @@ def _factors(outputs: int, inputs: int, rank: int, seed: int) -> Factors:
     return Factors(_random(rank, inputs, seed=seed), _random(outputs, rank, seed=seed + 1))
 
 
+def _halves(matrix: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = matrix.first_RI, matrix.second_OR
+    assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+    return first, second
+
+
 def _product(matrix: _Matrix) -> torch.Tensor:
     if isinstance(matrix, Factors):
-        product: torch.Tensor = matrix.second_OR @ matrix.first_RI
+        first, second = _halves(matrix)
+        product: torch.Tensor = second @ first
         return product
     return matrix
 
 
 def _to(matrix: _Matrix, dtype: torch.dtype) -> _Matrix:
     if isinstance(matrix, Factors):
-        return Factors(matrix.first_RI.to(dtype), matrix.second_OR.to(dtype))
+        first, second = _halves(matrix)
+        return Factors(first.to(dtype), second.to(dtype))
     return matrix.to(dtype)
 
 

@@ -12,6 +12,7 @@ import torch
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.kv_cache import KVCache
+from model.linear import Linear
 from model.loading import load_decoder, load_experts
 from model.model_sizes import (
     count_parameters,
@@ -49,6 +50,7 @@ def test_they_are_what_the_loaded_roles_report(tmp_path: Path, shape: str, dtype
     pairs = [(i, e) for i in range(config.num_layers) for e in range(config.num_experts)]
     for bits in (16, 8, 4):
         decoder = load_decoder(checkpoint, config, torch_dtype, CPU, bits=bits)
+        assert isinstance(decoder.head, Linear)
         is_copied = config.tie_word_embeddings and decoder.head.is_packed
         sizes = role_bytes(config, dtype, bits, copies_tied_head=is_copied)
         assert sizes.attention == decoder.num_bytes, bits

@@ -60,7 +60,7 @@ def test_rows_of_zeros_stay_zeros(bits: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_compact_form_loses_nothing(bits: int, shape: tuple[int, int]) -> None:
     matrix = quantize(random_matrix(*shape), bits)
-    again = CompactMatrix(matrix).restore()
+    again = CompactMatrix.of(matrix).restore()
     assert torch.equal(again.numbers_OI, matrix.numbers_OI)
     assert torch.equal(again.scales_OG, matrix.scales_OG)
 

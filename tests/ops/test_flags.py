@@ -19,6 +19,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "served_model_name": ("--served-model-name", "mixtral", "mixtral"),
     "dtype": ("--dtype", "bfloat16", "bfloat16"),
     "quantization": ("--quantization", "int4", "int4"),
+    "quantization_cache": ("--quantization-cache", "some/where", "some/where"),
     "generation_config": ("--generation-config", "none", "none"),
     "chat_template": ("--chat-template", "mistral-v1", "mistral-v1"),
     "pooling": ("--pooling", "mean", "mean"),
