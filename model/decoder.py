@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from model.attention import Attention, StepContext, decode_mask, prefill_mask
 from model.config import ModelConfig
-from model.experts import Expert, PackedExpert
+from model.experts import AnyExpert
 from model.feed_forward import FeedForward
 from model.gate import Gate
 from model.kv_cache import KVCache
@@ -42,7 +42,7 @@ class DecoderWeights:
     embedding_VD: torch.Tensor
     layers: tuple[DecoderLayer, ...]
     gates: tuple[Gate, ...]  # a layer each; none in a dense model
-    dense_blocks: tuple[Expert | PackedExpert, ...]  # a layer each; none where there are experts
+    dense_blocks: tuple[AnyExpert, ...]  # a layer each; none where there are experts
     norm: RMSNorm
     head: Projection | None  # none where no tokens are drawn
     num_bytes: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.cpu_kernels.quantized_packing import pack_quantized, quantized_in_turns
+from model.low_rank_experts import LowRankExpert, LowRankLayer, low_rank_expert
 from model.projection import StoredMatrix, project, project_together
 from model.quantization import QuantizedMatrix, quantize
 
@@ -85,10 +87,16 @@ class PackedExpert:
         return self.kernels.experts(x_ND, ids_N1, weights_N1, w13, w2, self.inner, self.bits)
 
 
+AnyExpert: TypeAlias = Expert | PackedExpert | LowRankExpert
+
+
 def make_expert(
     w1_FD: StoredMatrix, w3_FD: StoredMatrix, w2_DF: StoredMatrix, *, bits: int = 16
-) -> Expert | PackedExpert:
+) -> AnyExpert:
     """Put an expert's matrices into the form that is fastest here, of so many bits a weight."""
+    low_rank = low_rank_expert(w1_FD, w3_FD, w2_DF, bits)
+    if low_rank is not None:
+        return low_rank
     kernels = kernels_for(w1_FD)
     if (
         kernels is None
@@ -101,80 +109,37 @@ def make_expert(
     return PackedExpert(kernels, w1_FD, w3_FD, w2_DF, bits=bits)
 
 
-@dataclass(frozen=True, slots=True)
 class _PackedLayer:
     """The packed experts of one layer as the kernel takes them: an address per expert id."""
 
-    kernels: CpuKernels
-    inner: int
-    bits: int
-    w13_E: ctypes.Array[ctypes.c_void_p]
-    w2_E: ctypes.Array[ctypes.c_void_p]
-    others: tuple[int, ...]  # the layer's experts that are not packed
+    def __init__(self, experts: Mapping[int, PackedExpert]) -> None:
+        one = next(iter(experts.values()))
+        self._kernels, self._inner, self._bits = one.kernels, one.inner, one.bits
+        addresses = ctypes.c_void_p * (max(experts) + 1)
+        self._w13_E, self._w2_E = addresses(), addresses()
+        for expert_id, expert in experts.items():
+            self._w13_E[expert_id] = expert.w13.data_ptr()
+            self._w2_E[expert_id] = expert.w2.data_ptr()
 
     def __call__(
         self, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
     ) -> torch.Tensor:
-        """Return the weighted sums over the packed experts; KeyError for any other."""
-        return self.kernels.experts(
-            x_RD, ids_RK, weights_RK, self.w13_E, self.w2_E, self.inner, self.bits
+        """Return the weighted sums over these experts; KeyError for any other."""
+        return self._kernels.experts(
+            x_RD, ids_RK, weights_RK, self._w13_E, self._w2_E, self._inner, self._bits
         )
 
 
-class ExpertShard:
-    """Some experts of some layers. Stateless between calls: rows in, weighted sums out.
+class _OneByOne:
+    """The experts of one layer that run one after another, each product with all threads."""
 
-    One thread may add and remove experts while another runs `forward` on those that stay.
-    """
-
-    def __init__(self, experts: Mapping[tuple[int, int], Expert | PackedExpert]) -> None:
+    def __init__(self, experts: Mapping[int, Expert]) -> None:
         self._experts = dict(experts)
-        self._packed = _packed_layers(self._experts)
 
-    @property
-    def held(self) -> list[tuple[int, int]]:
-        """The (layer, expert) pairs this shard can serve."""
-        return list(self._experts)
-
-    def add(self, other: ExpertShard) -> None:
-        """Serve the other's experts as well."""
-        self._experts.update(other._experts)
-        self._packed = _packed_layers(self._experts)
-
-    def remove(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Give up the weights of these; pairs that are not held are ignored."""
-        for pair in pairs:
-            self._experts.pop(pair, None)
-        self._packed = _packed_layers(self._experts)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weights held."""
-        return sum(expert.num_bytes for expert in list(self._experts.values()))
-
-    def forward(
-        self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
+    def __call__(
+        self, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
     ) -> torch.Tensor:
-        """Return y_RD: for each row, the sum over its experts of weight * expert(row).
-
-        `ids_RK` holds expert ids; -1 marks a choice that another rank serves. KeyError if one is
-        not held.
-        """
-        packed = self._packed.get(layer)
-        if packed is None:
-            return self._one_by_one(layer, x_RD, ids_RK, weights_RK)
-        if not packed.others:
-            return packed(x_RD, ids_RK, weights_RK)
-        apart_RK = torch.isin(ids_RK, torch.tensor(packed.others, dtype=ids_RK.dtype))
-        y_RD = packed(x_RD, ids_RK.masked_fill(apart_RK, -1), weights_RK)
-        return y_RD.add_(
-            self._one_by_one(layer, x_RD, ids_RK.masked_fill(~apart_RK, -1), weights_RK)
-        )
-
-    def _one_by_one(
-        self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
-    ) -> torch.Tensor:
-        """Run one expert after another, each product with all threads."""
+        """Return the weighted sums over these experts; KeyError for any other."""
         top_k = ids_RK.shape[1]
         ids_S = ids_RK.cpu().numpy().reshape(-1)
         order_S = np.argsort(ids_S, kind="stable")  # expert-major; the -1s come first
@@ -189,7 +154,7 @@ class ExpertShard:
         rows_S = slots_S // top_k
         parts = x_RD.index_select(0, rows_S).split(counts.tolist())
         outs = [
-            self._experts[layer, expert_id](part_ND)
+            self._experts[expert_id](part_ND)
             for expert_id, part_ND in zip(chosen.tolist(), parts, strict=True)
         ]
         out_SD = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -197,34 +162,98 @@ class ExpertShard:
         return y_RD.index_add_(0, rows_S, out_SD.mul_(weights_S.unsqueeze(1)))
 
 
-def _packed_layers(
-    experts: Mapping[tuple[int, int], Expert | PackedExpert],
-) -> dict[int, _PackedLayer]:
-    """The layers with packed experts, made anew so that a running `forward` keeps its own.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Experts of one layer that run together; what chose one of `others` is not for them."""
 
-    A checkpoint may hold some experts of a layer as factors or quantized, and others not.
+    run: _PackedLayer | LowRankLayer | _OneByOne
+    others: torch.Tensor  # ids of the layer's experts in its other groups
+
+
+class _Layer:
+    """The experts of one layer, in as many groups as there are kinds of them."""
+
+    def __init__(self, experts: Mapping[int, AnyExpert]) -> None:
+        packed = {i: one for i, one in experts.items() if isinstance(one, PackedExpert)}
+        low_rank = {i: one for i, one in experts.items() if isinstance(one, LowRankExpert)}
+        apart = {i: one for i, one in experts.items() if isinstance(one, Expert)}
+        runs: list[tuple[_PackedLayer | LowRankLayer | _OneByOne, Iterable[int]]] = []
+        if packed:
+            runs.append((_PackedLayer(packed), packed))
+        if low_rank:
+            runs.append((LowRankLayer(low_rank), low_rank))
+        if apart:
+            runs.append((_OneByOne(apart), apart))
+        self._groups = [
+            _Group(run, torch.tensor(sorted(set(experts) - set(own)), dtype=torch.int64))
+            for run, own in runs
+        ]
+
+    def __call__(
+        self, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the weighted sums over these experts; KeyError for any other."""
+        first, *rest = self._groups
+        if not rest:
+            return first.run(x_RD, ids_RK, weights_RK)
+        sums = [
+            group.run(x_RD, _without(ids_RK, group.others), weights_RK) for group in self._groups
+        ]
+        return torch.stack(sums).sum(dim=0)
+
+
+def _without(ids_RK: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return ids_RK.masked_fill(torch.isin(ids_RK, others.to(ids_RK)), -1)
+
+
+class ExpertShard:
+    """Some experts of some layers. Stateless between calls: rows in, weighted sums out.
+
+    One thread may add and remove experts while another runs `forward` on those that stay.
     """
-    by_layer: dict[int, dict[int, PackedExpert]] = {}
-    others: dict[int, list[int]] = {}
+
+    def __init__(self, experts: Mapping[tuple[int, int], AnyExpert]) -> None:
+        self._experts = dict(experts)
+        self._layers = _layers(self._experts)
+
+    @property
+    def held(self) -> list[tuple[int, int]]:
+        """The (layer, expert) pairs this shard can serve."""
+        return list(self._experts)
+
+    def add(self, other: ExpertShard) -> None:
+        """Serve the other's experts as well."""
+        self._experts.update(other._experts)
+        self._layers = _layers(self._experts)
+
+    def remove(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Give up the weights of these; pairs that are not held are ignored."""
+        for pair in pairs:
+            self._experts.pop(pair, None)
+        self._layers = _layers(self._experts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights held."""
+        return sum(expert.num_bytes for expert in list(self._experts.values()))
+
+    def forward(
+        self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor
+    ) -> torch.Tensor:
+        """Return y_RD: for each row, the sum over its experts of weight * expert(row).
+
+        `ids_RK` holds expert ids; -1 marks a choice that another rank serves. KeyError if one is
+        not held.
+        """
+        return self._layers.get(layer, _NO_EXPERTS)(x_RD, ids_RK, weights_RK)
+
+
+_NO_EXPERTS = _OneByOne({})
+
+
+def _layers(experts: Mapping[tuple[int, int], AnyExpert]) -> dict[int, _Layer]:
+    """Made anew for every change, so that a running `forward` keeps its own."""
+    by_layer: dict[int, dict[int, AnyExpert]] = {}
     for (layer, expert_id), expert in experts.items():
-        if isinstance(expert, PackedExpert):
-            by_layer.setdefault(layer, {})[expert_id] = expert
-        else:
-            others.setdefault(layer, []).append(expert_id)
-    layers = {}
-    for layer, held in by_layer.items():
-        addresses = ctypes.c_void_p * (max(held) + 1)
-        one = next(iter(held.values()))
-        packed = _PackedLayer(
-            one.kernels,
-            one.inner,
-            one.bits,
-            addresses(),
-            addresses(),
-            tuple(others.get(layer, ())),
-        )
-        for expert_id, expert in held.items():
-            packed.w13_E[expert_id] = expert.w13.data_ptr()
-            packed.w2_E[expert_id] = expert.w2.data_ptr()
-        layers[layer] = packed
-    return layers
+        by_layer.setdefault(layer, {})[expert_id] = expert
+    return {layer: _Layer(held) for layer, held in by_layer.items()}

@@ -12,7 +12,7 @@ import torch
 
 from model.dispatch import Dispatcher
 from model.expert_load import ExpertLoad
-from model.experts import Expert, PackedExpert
+from model.experts import AnyExpert
 from model.gate import Gate
 from model.role_times import RoleTimes
 from model.step_batch import StepBatch
@@ -73,7 +73,7 @@ class MixtureOfExperts:
 class DenseFeedForward:
     """A layer's one block, which all rows go through: the same SwiGLU as an expert's, no gate."""
 
-    def __init__(self, blocks: Sequence[Expert | PackedExpert]) -> None:
+    def __init__(self, blocks: Sequence[AnyExpert]) -> None:
         self._blocks = blocks
         self.times = RoleTimes()  # nothing travels, nobody is waited for
 

@@ -19,7 +19,7 @@ from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix, read_matrix
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.decoder import DecoderLayer, DecoderWeights
-from model.experts import Expert, ExpertShard, PackedExpert, make_expert
+from model.experts import AnyExpert, ExpertShard, make_expert
 from model.gate import Gate
 from model.linear import Linear
 from model.norm import RMSNorm
@@ -209,7 +209,7 @@ def load_experts(
         CheckpointError: names the file and key at fault.
     """
 
-    def load(pair: tuple[int, int]) -> tuple[tuple[int, int], Expert | PackedExpert, list[int]]:
+    def load(pair: tuple[int, int]) -> tuple[tuple[int, int], AnyExpert, list[int]]:
         read_bytes: list[int] = []
         read = _Reader(checkpoint, config, dtype, device, read_bytes.append, bits, cache)
         matrices = map(read.matrix, expert_keys(config, *pair))

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from model.cpu_kernels.binary import load_binary
+from model.cpu_kernels.mixture import LowRankAddresses, mix
 from model.host_memory import empty_for_weights
 
 _PANEL = 32  # outputs side by side in a packed matrix
@@ -28,6 +29,12 @@ _SIGNATURES = {
     "windrose_linear": [_POINTER, _INT64, _POINTER, _INT, _POINTER] + [_INT64] * 3 + [_INT],
     "windrose_experts": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _POINTER, _POINTER]
     + [_INT]
+    + [_INT64] * 3
+    + [_POINTER, _INT],
+    "windrose_low_rank_experts": [_POINTER, _INT64]
+    + [_POINTER] * 2
+    + [_INT64] * 2
+    + [_POINTER, _INT]
     + [_INT64] * 3
     + [_POINTER, _INT],
     "windrose_rms_norm": [_POINTER] * 3 + [_INT64] * 2 + [_FLOAT],
@@ -53,11 +60,13 @@ class CpuKernels:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
-        library.windrose_experts.restype = _INT64
+        for name in ("windrose_experts", "windrose_low_rank_experts"):
+            getattr(library, name).restype = _INT64
         self._pack = library.windrose_pack
         self._pack_pair = library.windrose_pack_pair
         self._linear = library.windrose_linear
         self._experts = library.windrose_experts
+        self._low_rank_experts = library.windrose_low_rank_experts
         self._rms_norm = library.windrose_rms_norm
         self._top_k = library.windrose_top_k
         self._rotate_and_store = library.windrose_rotate_and_store
@@ -116,28 +125,21 @@ class CpuKernels:
         `w13_E` and `w2_E` point at the packed matrices, null where there are none: KeyError if
         an id names such an expert.
         """
-        rows, width = x_TD.shape
-        ids_TK, weights_TK = ids_TK.to(torch.int64).contiguous(), weights_TK.contiguous()
-        y_TD = torch.empty(rows, width, dtype=torch.bfloat16)
-        missing = self._experts(
-            x_TD.data_ptr(),
-            x_TD.stride(0),
-            ids_TK.data_ptr(),
-            weights_TK.data_ptr(),
-            rows,
-            ids_TK.shape[1],
-            w13_E,
-            w2_E,
-            bits,
-            len(w13_E),
-            width,
-            inner,
-            y_TD.data_ptr(),
-            self.num_threads,
-        )
-        if missing:
-            raise KeyError(f"expert {missing - 1} is not held here")
-        return y_TD
+        weights = (w13_E, w2_E)
+        return mix(self._experts, self.num_threads, x_TD, ids_TK, weights_TK, weights, inner, bits)
+
+    def low_rank_experts(
+        self,
+        x_TD: torch.Tensor,
+        ids_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        factors_E: ctypes.Array[LowRankAddresses],
+        inner: int,
+        bits: int = 16,
+    ) -> torch.Tensor:
+        """The same of experts whose matrices are packed factors."""
+        run, factors = self._low_rank_experts, (factors_E,)
+        return mix(run, self.num_threads, x_TD, ids_TK, weights_TK, factors, inner, bits)
 
     def rms_norm(self, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
         """Return x / rms(x) * weight, [T, D]."""

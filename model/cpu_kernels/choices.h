@@ -1,0 +1,131 @@
+// The rows of a layer's experts, and what their kernels have in common.
+#pragma once
+
+#include <vector>
+
+#include "panels.h"
+#include "pool.h"
+
+namespace windrose {
+
+struct Work {  // the rows of one expert, in order
+  int64_t expert;
+  int64_t first;  // among the choices sorted by expert
+  Blocks blocks;
+};
+
+// Which expert has which rows. Grows to the largest step of its thread.
+struct Choices {
+  std::vector<int32_t> rows;
+  std::vector<float> weights;
+  std::vector<int64_t> starts;
+  std::vector<Work> work;
+
+  int64_t count() const { return int64_t(rows.size()); }
+
+  // Sorts by expert what ids [num_rows, top_k] choose; those below 0 are nobody's. Returns 0, or
+  // 1 + an id that `held(id)` denies.
+  template <typename Held>
+  int64_t sort(const int64_t* ids, const float* of_weights, int64_t num_rows, int64_t top_k,
+               int64_t num_experts, Held&& held) {
+    starts.assign(num_experts + 1, 0);
+    for (int64_t i = 0; i < num_rows * top_k; ++i) {
+      if (ids[i] < 0) continue;
+      if (ids[i] >= num_experts || !held(ids[i])) return 1 + ids[i];
+      ++starts[ids[i] + 1];
+    }
+    for (int64_t e = 0; e < num_experts; ++e) starts[e + 1] += starts[e];
+    const int64_t choices = starts[num_experts];
+    rows.resize(choices);
+    weights.resize(choices);
+    work.clear();
+    for (int64_t e = 0; e < num_experts; ++e) {
+      if (starts[e + 1] > starts[e]) {
+        work.push_back({e, starts[e], Blocks(starts[e + 1] - starts[e])});
+      }
+    }
+    for (int64_t i = 0; i < num_rows * top_k; ++i) {
+      if (ids[i] < 0) continue;
+      const int64_t at = starts[ids[i]]++;
+      rows[at] = int32_t(i / top_k);
+      weights[at] = of_weights[i];
+    }
+    return 0;
+  }
+
+  // Packs everybody's rows of x [.., 2 * pairs] into `out`, block after block.
+  void pack(const bf16* x, int64_t stride, int64_t pairs, std::vector<Pair>& out, int threads) {
+    if (out.size() < size_t(count() * pairs)) out.resize(count() * pairs);
+    pool().run(threads, int64_t(work.size()), 1, [&](int64_t w) {
+      const Work& one = work[w];
+      for (int64_t b = 0; b < one.blocks.count; ++b) {
+        const int64_t first = one.first + one.blocks.first(b);
+        pack_rows(x, stride, rows.data() + first, one.blocks.size(b), pairs,
+                  out.data() + first * pairs);
+      }
+    });
+  }
+};
+
+// The last product of an expert: its matrix, packed, and the rows that it multiplies.
+struct Down {
+  const uint8_t* matrix;
+  int64_t pairs;
+  const Pair* rows;  // of the expert's first choice
+};
+
+// y[rows, width] = sum over the choices of weight * row times matrix; `down(work)` has them.
+// Every task is 32 outputs, of all experts in order, so that nobody else adds to them.
+template <class Form, typename Of>
+void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y, int threads) {
+  const int64_t out_panels = (width + kPanel - 1) / kPanel;
+  pool().run(threads, out_panels, 1, [&](int64_t p) {
+    static thread_local std::vector<float> sums_here;
+    sums_here.assign(rows * kPanel, 0.0f);
+    for (const Work& work : s.work) {
+      const Down from = down(work);
+      const Panel<Form> panel(from.matrix + p * Form::panel_bytes(from.pairs), from.pairs,
+                              work.blocks.count);
+      for (int64_t b = 0; b < work.blocks.count; ++b) {
+        const int64_t in_work = work.blocks.first(b);
+        const int64_t first = work.first + in_work;
+        with_rows(work.blocks.size(b), [&](auto size) {
+          constexpr int kRows = decltype(size)::value;
+          __m512 sums[kRows][2];
+          panel.template multiply<kRows>(from.rows + in_work * from.pairs, sums);
+          for (int r = 0; r < kRows; ++r) {
+            float* to = sums_here.data() + s.rows[first + r] * kPanel;
+            const __m512 weight = _mm512_set1_ps(s.weights[first + r]);
+            for (int half = 0; half < 2; ++half) {
+              const __m512 old = _mm512_loadu_ps(to + 16 * half);
+              _mm512_storeu_ps(to + 16 * half, _mm512_fmadd_ps(weight, sums[r][half], old));
+            }
+          }
+        });
+      }
+    }
+    const int valid = int(width - p * kPanel < kPanel ? width - p * kPanel : kPanel);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = sums_here.data() + r * kPanel;
+      bf16* out = y + r * width + p * kPanel;
+      store_bf16(out, _mm512_loadu_ps(from), valid);
+      if (valid > 16) store_bf16(out + 16, _mm512_loadu_ps(from + 16), valid - 16);
+    }
+  });
+}
+
+// silu(gate) * up
+inline __m512 swiglu(__m512 gate, __m512 up) {
+  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+  return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), e)), up);
+}
+
+// Stores 16 values of row r of a block of ROWS as its next pairs, `valid` of them.
+template <int ROWS>
+inline void store_pairs(__m512 values, int r, int valid, Pair* out) {
+  alignas(32) Pair pairs[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), (__m256i)_mm512_cvtneps_pbh(values));
+  for (int k = 0; k < valid; ++k) out[k * ROWS + r] = pairs[k];
+}
+
+}  // namespace windrose
