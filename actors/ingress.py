@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from actors.pipeline_client import PipelineClient
 from actors.rate_limits import RateLimits
 from actors.request_log import request_level, write_line
 from actors.request_metrics import RequestMetrics
+from actors.request_record import RequestRecord
 from actors.serving_state import ServingState
 from actors.tally import Tally
 from actors.waiting_line import LineLimits, WaitingLine
@@ -36,6 +36,7 @@ from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
     from actors.router import Router
+    from actors.tracing import RequestTracer
 
 _DRAIN_POLL_S = 0.05
 _LAST_BYTES_S = 0.25
@@ -69,6 +70,8 @@ class Ingress:
     ) -> None:
         context = serve.get_replica_context()
         ingress_id = uuid.uuid4().hex
+        self._line_level = request_level(config.log_format)
+        self._tracer = _tracer(config, ingress_id)
         LogSettings.of(config).configure("ingress", ingress=ingress_id)
         metrics = RequestMetrics()
         self._fleet = Fleet(
@@ -95,7 +98,7 @@ class Ingress:
             chat_format=chat_format(tokenizer, config.model, config.chat_template),
             defaults=generation_defaults(config),
             log_prompts=config.log_prompts,
-            on_end=partial(write_line, level=request_level(config.log_format)),
+            on_end=self._ended,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             head=head,
@@ -118,6 +121,11 @@ class Ingress:
             ),
         )
 
+    def _ended(self, record: RequestRecord) -> None:
+        write_line(record, self._line_level)
+        if self._tracer is not None:
+            self._tracer(record)
+
     async def tally(self, heard: Tally) -> Tally:
         """All counts that this ingress knows, for one that has `heard` so much."""
         return self._fleet.tally(heard)
@@ -135,11 +143,21 @@ class Ingress:
         self._source.give_up()
         # The last bytes of the last answer are still on their way through the proxy.
         await asyncio.sleep(_LAST_BYTES_S)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.flush)
         return unfinished
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware answers with X-Request-Id, and `serve_middlewares` around it.
         return create_api(self._state, request_id_header=False)
+
+
+def _tracer(config: WindroseConfig, ingress_id: str) -> RequestTracer | None:
+    if config.otlp_endpoint is None:
+        return None
+    from actors.tracing import otlp_tracer
+
+    return otlp_tracer(config.otlp_endpoint, config.model_name, ingress_id)
 
 
 def _assigner(config: WindroseConfig) -> Assigner:

@@ -21,6 +21,7 @@ from actors.ingress import Ingress
 from actors.model_plan import plan_model
 from actors.request_router import ByPipeline
 from actors.router import Router
+from actors.trace_endpoint import trace_endpoint
 from cluster.autoscaling import ScalingPolicy
 from cluster.head import on_head
 from cluster.placement import (
@@ -75,6 +76,8 @@ def assemble(args: WindroseConfig, device: str) -> Application:
     # Ray keeps what deployments are made of: it gets the digests of keys and not the keys.
     keys = read_keys(args, os.environ)
     args = without_keys(args)
+    # Actors may have another environment than who deploys them.
+    args = args.model_copy(update={"otlp_endpoint": trace_endpoint(args, os.environ)})
     plan = plan_model(args, device)
     bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
     # Of several pipelines the first one's actors may fill the head, and a router that asks for it

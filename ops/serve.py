@@ -157,10 +157,12 @@ def _check(config: WindroseConfig) -> tuple[ModelConfig, bool]:
     """
     from actors.api_keys import read_keys
     from actors.model_plan import check_checkpoint
+    from actors.trace_endpoint import trace_endpoint
     from model.chat_template import NoFormat, chat_format
     from model.tokenizer import Tokenizer
 
     read_keys(config, os.environ)
+    trace_endpoint(config, os.environ)
     model = check_checkpoint(config)
     chat = chat_format(Tokenizer.from_dir(config.model), config.model, config.chat_template)
     return model, not isinstance(chat, NoFormat)
