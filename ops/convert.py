@@ -37,11 +37,15 @@ def run_convert(source: Path, target: Path, most_shard_bytes: int) -> int:
     with bars:
         written = bars.add_task("written", total=conversion.total_bytes)
         verified = bars.add_task("verified", total=conversion.total_bytes)
-        kept = convert(
-            conversion,
-            lambda count: bars.advance(written, count),
-            lambda count: bars.advance(verified, count),
-        )
+        try:
+            kept = convert(
+                conversion,
+                lambda count: bars.advance(written, count),
+                lambda count: bars.advance(verified, count),
+            )
+        except KeyboardInterrupt:
+            console.print("windrose convert: stopped; the same command goes on from here")
+            raise
     num_tensors = sum(len(file.tensors) for file in conversion.files)
     print(
         f"windrose convert: {conversion.target}: {num_tensors} tensors, "

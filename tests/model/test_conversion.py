@@ -101,6 +101,20 @@ def test_transformers_loads_it_and_gives_the_same_logits(tmp_path: Path, experts
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id, ours.eos_id)
 
 
+def test_tensors_of_several_widths_lie_aligned(raw: Path, tmp_path: Path) -> None:
+    mixed, target = tmp_path / "raw", tmp_path / "converted"
+    shutil.copytree(raw, mixed)
+    for file in mixed.glob("*.pt"):
+        tensors = torch.load(file)
+        torch.save({k: v.bfloat16() if "w" in k[-9:-6] else v for k, v in tensors.items()}, file)
+    run(mixed, target)
+    want, got = Checkpoint(mixed), Checkpoint(target)
+    assert {entry.dtype for entry in got.entries.values()} == {"F32", "BF16"}
+    for key, entry in got.entries.items():
+        assert entry.offset_bytes % want.read(key).element_size() == 0
+        assert torch.equal(got.read(key), want.read(key))
+
+
 _CHILD = """
 import os, signal, sys
 from pathlib import Path

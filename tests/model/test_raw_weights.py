@@ -171,6 +171,33 @@ def test_a_file_cut_short_is_named(tmp_path: Path, layout: Layout, kept: int) ->
     assert str(refusal.value).startswith(f"{file}: ")
 
 
+def test_files_of_older_versions_of_torch_are_read(tmp_path: Path) -> None:
+    source, raw = make_raw(tmp_path, "pth")
+    file = raw / "consolidated.00.pth"
+    with zipfile.ZipFile(file) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        # They have no such records, by which newer ones work out where tensors lie.
+        for name in sorted(members, reverse=True):
+            if not name.endswith((".format_version", ".storage_alignment")):
+                archive.writestr(name, members[name])
+    truth, checkpoint = Checkpoint(source), Checkpoint(raw)
+    assert all(torch.equal(checkpoint.read(key), truth.read(key)) for key in truth.entries)
+
+
+def test_a_place_that_is_none_of_the_archive_s_is_refused(tmp_path: Path) -> None:
+    _, raw = make_raw(tmp_path, "pth")
+    file = raw / "consolidated.00.pth"
+    with zipfile.ZipFile(file) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:  # other gaps than torch's own writer leaves
+        for name in sorted(members, reverse=True):
+            archive.writestr(name, members[name])
+    with pytest.raises(CheckpointError, match=r"not where torch\.save puts it") as refusal:
+        Checkpoint(raw)
+    assert str(refusal.value).startswith(f"{file}: ")
+
+
 def test_compressed_archives_are_refused(tmp_path: Path) -> None:
     _, raw = make_raw(tmp_path, "pth")
     file = raw / "consolidated.00.pth"

@@ -40,6 +40,20 @@ def test_it_converts_and_sums_up(
     )
 
 
+def test_ctrl_c_says_how_to_go_on(
+    raw: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_args: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model.conversion.convert", interrupt)
+    assert main(["convert", str(raw), str(tmp_path / "hf")]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
