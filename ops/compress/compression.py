@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -24,7 +24,14 @@ from ops.compress.perplexity import Windows, perplexity, read_windows
 from ops.compress.records import STATE_FILE, Missed, Record, open_target
 from ops.compress.report import CompressReport, PerplexityReport, layer_reports
 from ops.compress.settings import CompressSettings
-from ops.compress.writer import ShardPlan, ShardWriter, TensorPlan, plan_shards, write_index
+from ops.compress.writer import (
+    ShardPlan,
+    ShardWriter,
+    TensorPlan,
+    Unit,
+    plan_shards,
+    write_index,
+)
 
 # As published: with trust_remote_code, transformers runs the modelling code of that repository.
 _AUTO_MAP = {"AutoModelForCausalLM": "yaya-sy/minixtral--modeling_mixtral.MixtralForCausalLM"}
@@ -154,66 +161,56 @@ class _Compression:
         return perplexity(model_dir, windows, self._watcher.advance)
 
     def write(self, record: Record) -> tuple[ShardPlan, ...]:
-        """Write the shards that are not there yet; fills in `record.missed`."""
+        """Write what is not there yet of the shards; fills in `record.missed`."""
         target = self._settings.target
         order = self._checkpoint.in_file_order(self._checkpoint.entries)
-        tensors = [one for key in order for one in self._stored(key, record.ranks)]
-        shards = plan_shards(tensors, self._settings.shard_bytes)
-        self._watcher.phase("writing", sum(len(shard.tensors) for shard in shards))
+        units = [self._unit(key, record.ranks) for key in order]
+        shards = plan_shards(units, self._settings.shard_bytes)
+        self._watcher.phase("writing", len(units))
         for shard in shards:
             if (target / shard.name).exists():
-                for _ in shard.tensors:
+                for _ in shard.units:
                     self._watcher.advance()
                 continue
             with ShardWriter(target, shard) as writer:
-                for key, tensor in self._tensors(shard.tensors, record):
-                    writer.write(key, tensor)
+                for number, unit in enumerate(shard.units):
+                    if number >= writer.num_kept:
+                        writer.write(self._made(unit.source, record))
                     self._watcher.advance()
-            record.save(target)
         return shards
 
-    def _stored(self, key: str, ranks: Mapping[str, int | None]) -> Iterator[TensorPlan]:
+    def _unit(self, key: str, ranks: Mapping[str, int | None]) -> Unit:
         entry = self._checkpoint.entries[key]
         rank = ranks.get(key.removesuffix(".weight"))
         if rank is None:
-            yield TensorPlan(key, entry.dtype, entry.shape)
-        else:
-            outputs, inputs = entry.shape
-            first, second = factor_keys(key)
-            yield TensorPlan(first, entry.dtype, (rank, inputs))
-            yield TensorPlan(second, entry.dtype, (outputs, rank))
-
-    def _tensors(
-        self, plans: Sequence[TensorPlan], record: Record
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of a shard, made when they are due; a matrix is decomposed once."""
-        sources = {
-            part: key
-            for name, key in self._keys.items()
-            for part in (factor_keys(key) if record.ranks[name] is not None else (key,))
-        }
-        made: dict[str, torch.Tensor] = {}
-        for plan in plans:
-            key = sources.get(plan.key)
-            if key is None:
-                yield plan.key, self._checkpoint.read(plan.key)
-                continue
-            if plan.key not in made:
-                made = self._made(key, record)
-            yield plan.key, made.pop(plan.key)
+            return Unit(key, (TensorPlan(key, entry.dtype, entry.shape),))
+        outputs, inputs = entry.shape
+        first, second = factor_keys(key)
+        return Unit(
+            key,
+            (
+                TensorPlan(first, entry.dtype, (rank, inputs)),
+                TensorPlan(second, entry.dtype, (outputs, rank)),
+            ),
+        )
 
     def _made(self, key: str, record: Record) -> dict[str, torch.Tensor]:
-        """What is stored of one matrix, by key."""
+        """What is stored of one tensor, by key; what that misses is on record first."""
         weight = self._checkpoint.read(key)
         name = key.removesuffix(".weight")
+        if name not in self._keys:
+            return {key: weight}
         rank = record.ranks[name]
+        stored = {key: weight}
         if rank is None:
             record.missed[name] = Missed(0.0, squared_norm(weight))
-            return {key: weight}
-        made = self._tried(key, weight, lambda matrix: factorize(matrix, rank))
-        record.missed[name] = Missed(made.squared_error, made.squared_norm)
-        first, second = factor_keys(key)
-        return {first: made.first_RI, second: made.second_OR}
+        else:
+            made = self._tried(key, weight, lambda matrix: factorize(matrix, rank))
+            record.missed[name] = Missed(made.squared_error, made.squared_norm)
+            first, second = factor_keys(key)
+            stored = {first: made.first_RI, second: made.second_OR}
+        record.save(self._settings.target)
+        return stored
 
     def _tried(self, key: str, weight: torch.Tensor, work: Callable[[torch.Tensor], T]) -> T:
         try:

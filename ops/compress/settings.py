@@ -13,7 +13,7 @@ decomposition; a matrix that its factors would not make smaller stays as it is. 
 or --ratio each gets the rank that its spectrum needs. What comes out is laid out as
 yaya-sy/minixtral is: `windrose serve DST` serves it.
 
-An interrupted run is taken up again by the same command.
+The same command takes an interrupted run up again where its writing stopped.
 
 examples:
   windrose compress Mixtral-8x7B-Instruct-v0.1 minixtral --remove-params 10e9

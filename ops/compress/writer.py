@@ -2,14 +2,14 @@
 
 Names, shapes and dtypes are known beforehand, so a shard's header is written first and its tensors
 follow one after another: no more than one is in memory. A shard that is not whole is called
-`.part`; one that is whole is kept when the writing is taken up again.
+`.part`; what is in it is kept when the writing is taken up again.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -36,23 +36,41 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """What is stored of one tensor of the source: itself or its factors, which stay together."""
+
+    source: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of them."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
 class ShardPlan:
     """A file and what it is to hold, in order."""
 
     name: str
-    tensors: tuple[TensorPlan, ...]
+    units: tuple[Unit, ...]
+
+    @property
+    def tensors(self) -> list[TensorPlan]:
+        """All of them, in order."""
+        return [tensor for unit in self.units for tensor in unit.tensors]
 
 
-def plan_shards(tensors: Sequence[TensorPlan], shard_bytes: int) -> tuple[ShardPlan, ...]:
-    """Fill one file after another, in order; a tensor larger than a shard has one of its own."""
-    groups: list[list[TensorPlan]] = []
+def plan_shards(units: Iterable[Unit], shard_bytes: int) -> tuple[ShardPlan, ...]:
+    """Fill one file after another, in order; what is larger than a shard has one of its own."""
+    groups: list[list[Unit]] = []
     room = 0
-    for tensor in tensors:
-        if not groups or tensor.num_bytes > room:
+    for unit in units:
+        if not groups or unit.num_bytes > room:
             groups.append([])
             room = shard_bytes
-        groups[-1].append(tensor)
-        room -= tensor.num_bytes
+        groups[-1].append(unit)
+        room -= unit.num_bytes
     if len(groups) == 1:
         return (ShardPlan(SINGLE_FILE, tuple(groups[0])),)
     return tuple(
@@ -69,40 +87,59 @@ def index_of(shards: Sequence[ShardPlan]) -> dict[str, object]:
 
 
 class ShardWriter:
-    """One shard while it is written; `write` its tensors in the order of the plan."""
+    """One shard while it is written, unit by unit in the order of the plan.
+
+    `num_kept` units are there already where an earlier run of the same plan was interrupted.
+    """
 
     def __init__(self, directory: Path, plan: ShardPlan) -> None:
         self._target = directory / plan.name
         self._part = self._target.with_name(f"{plan.name}.part")
-        self._plan = plan
-        self._due: Iterator[TensorPlan] = iter(plan.tensors)
-        self._file: BinaryIO = self._part.open("wb")
         header = _header(plan.tensors)
-        self._file.write(len(header).to_bytes(8, "little") + header)
+        start = len(header).to_bytes(8, "little") + header
+        self.num_kept = 0
+        end = len(start)
+        self._part.touch()
+        self._file: BinaryIO = self._part.open("r+b")
+        if self._file.read(end) == start:
+            size = self._part.stat().st_size
+            for unit in plan.units:
+                if end + unit.num_bytes > size:
+                    break
+                end += unit.num_bytes
+                self.num_kept += 1
+        else:
+            self._file.seek(0)
+            self._file.write(start)
+        self._file.seek(end)
+        self._file.truncate()
+        self._due = iter(plan.units[self.num_kept :])
 
     def __enter__(self) -> Self:
         return self
 
-    def write(self, key: str, tensor: torch.Tensor) -> None:
-        """Append a tensor.
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Append a unit's tensors.
 
         Raises:
-            ValueError: it is not the one the plan has next.
+            ValueError: they are not those that the plan has next.
         """
         due = next(self._due, None)
-        if due is None or due.key != key or due.shape != tuple(tensor.shape):
-            raise ValueError(f"{self._target}: {key} {list(tensor.shape)} comes, {due} was due")
-        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-        if len(data) != due.num_bytes:
-            raise ValueError(f"{self._target}: {key} is {tensor.dtype}, {due.dtype} was due")
-        self._file.write(data.numpy().data)
+        found = [(key, tuple(tensor.shape), tensor.nbytes) for key, tensor in tensors.items()]
+        planned = due.tensors if due is not None else ()
+        if found != [(one.key, one.shape, one.num_bytes) for one in planned]:
+            raise ValueError(f"{self._target}: {found} came, {due} was due")
+        for tensor in tensors.values():
+            data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+            self._file.write(data.numpy().data)
+        self._file.flush()
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._file.close()
         if kind is None:
             missing = next(self._due, None)
             if missing is not None:
-                raise ValueError(f"{self._target}: {missing.key} was not written")
+                raise ValueError(f"{self._target}: {missing.source} was not written")
             self._part.rename(self._target)
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from actors.engine_build import all_experts, colocated_engine
+from actors.expert import ExpertRank
+from actors.progress import Progress
 from model.checkpoint import Checkpoint
 from model.loading import load_decoder, load_experts
 from tests.actors.threaded_pipeline import running
@@ -97,6 +99,12 @@ def test_no_more_is_read_or_held_than_the_factors(directory: Path) -> None:
         prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}."
         own = sum(size for key, size in sizes.items() if key.startswith(prefix))
         assert sum(read) == shard.num_bytes == own
+
+
+def test_an_expert_rank_knows_what_it_has_to_read(directory: Path) -> None:
+    progress = Progress()
+    ExpertRank(tiny_plan(directory, expert_actors=2), CPU, progress).load([(0, 0), (1, 3)])
+    assert progress.read_bytes == progress.total_bytes > 0
 
 
 @pytest.mark.parametrize(("quantization", "dtype"), [("none", "bfloat16"), ("int8", "float32")])
