@@ -23,6 +23,7 @@ from actors.naming import namespace_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
 from actors.rate_limits import RateLimits
+from actors.ray_metrics import RayExport, keep_exporting
 from actors.request_log import request_level, write_line
 from actors.request_metrics import RequestMetrics
 from actors.request_record import RequestRecord
@@ -91,6 +92,9 @@ class Ingress:
             asleep_is_ready=config.max_replicas is not None and config.min_replicas == 0,
         )
         self._source = source
+        self._exporting = keep_exporting(
+            RayExport(config.model_name), lambda: (metrics.counts(), {})
+        )
         tokenizer = Tokenizer.from_dir(config.model)
         self._state = ServingState(
             model_name=config.model_name,
@@ -146,6 +150,14 @@ class Ingress:
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.flush)
         return unfinished
+
+    async def __del__(self) -> None:
+        """Serve calls this when the replica goes; what it has to tell goes out first."""
+        if hasattr(self, "_exporting"):
+            self._exporting.set()
+        tracer: RequestTracer | None = getattr(self, "_tracer", None)
+        if tracer is not None:
+            await asyncio.to_thread(tracer.flush)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware answers with X-Request-Id, and `serve_middlewares` around it.

@@ -28,6 +28,7 @@ from actors.live_placement import LivePlacement, Outcome
 from actors.log_lines import LogSettings, about
 from actors.mending import Mender
 from actors.messages import GenerateRequest
+from actors.metrics_text import Gauges
 from actors.model_plan import ModelPlan
 from actors.patience import forget, within
 from actors.pipeline_choice import fits
@@ -38,7 +39,7 @@ from actors.placement_messages import ChangeRefused, PlacementChange
 from actors.pulse import Pulse
 from actors.recovery import describe
 from actors.spawn import Spawner
-from actors.tally import Tally
+from actors.tally import Counts, Tally
 from configs.schema import WindroseConfig
 from model.placement import split_evenly
 
@@ -238,6 +239,11 @@ class Pipeline:
         if fresh:
             self._tally.take(time.monotonic(), await self._pulse.ask())
         return self._tally.view(time.monotonic(), heard, self.report())
+
+    def measured(self) -> tuple[Counts, Gauges]:
+        """What this pipeline alone has counted, at most a second ago, and how it is."""
+        counts, gauges = self._tally.own(self.report())
+        return counts, {**gauges, **self._tally.own_shares(time.monotonic())}
 
     def report(self) -> PipelineReport:
         """This pipeline at this moment."""

@@ -73,11 +73,19 @@ class PipelineTally:
 
     def view(self, now_s: float, heard: Tally, report: PipelineReport) -> PipelineView:
         """What to answer one who has `heard` so much."""
-        mine = self._ranks.counts() | _report_counts(report)
+        mine, gauges = self.own(report)
         self._heard = joined([self._heard, heard, {f"pipeline/{self._pipeline}": mine}])
-        gauges = {series: value for one in self._latest.values() for series, value in _gauges(one)}
-        gauges |= self._report_gauges(report)
         return PipelineView(report, self._heard, gauges, self._window.load(now_s))
+
+    def own(self, report: PipelineReport) -> tuple[Counts, Gauges]:
+        """This pipeline's alone."""
+        gauges = {series: value for one in self._latest.values() for series, value in _gauges(one)}
+        counts = self._ranks.counts() | _report_counts(report)
+        return counts, gauges | self._report_gauges(report)
+
+    def own_shares(self, now_s: float) -> Gauges:
+        """Of this pipeline's rows in the last minute."""
+        return shares(self._window.load(now_s))
 
     def _report_gauges(self, report: PipelineReport) -> dict[Series, float]:
         name = self._pipeline

@@ -55,7 +55,8 @@ class RequestMetrics:
 
     def counts(self) -> dict[Series, Value]:
         """All of it so far."""
-        counts = {series: (value,) for series, value in self._counters.items()}
+        # In one go: another thread may ask.
+        counts = {series: (value,) for series, value in [*self._counters.items()]}
         told = {(metric.name,): one.value for metric, one in self._histograms.items()}
         return counts | told
 

@@ -18,12 +18,14 @@ from actors import rendezvous
 from actors.live_placement import Outcome
 from actors.log_lines import LogSettings, about
 from actors.messages import GenerateRequest
+from actors.metrics_text import Gauges
 from actors.model_plan import plan_model
 from actors.naming import pipeline_name
 from actors.pipeline import Pipeline
 from actors.pipeline_tally import PipelineView
 from actors.placement_messages import PlacementChange
-from actors.tally import Tally
+from actors.ray_metrics import RayExport, keep_exporting
+from actors.tally import Counts, Tally
 from configs.schema import WindroseConfig
 from model.fingerprint import weights_fingerprint
 
@@ -52,7 +54,9 @@ class Router:
         self._drain_timeout_s = config.drain_timeout_s
         self._pipeline = Pipeline(name, config, plan, group, serve.get_replica_context().app_name)
         await self._pipeline.start()
-        self._supervisor = asyncio.get_running_loop().create_task(self._pipeline.supervise())
+        self._event_loop = asyncio.get_running_loop()
+        self._supervisor = self._event_loop.create_task(self._pipeline.supervise())
+        self._exporting = keep_exporting(RayExport(config.model_name), self._measured)
         logger.info(
             "pipeline %s serves: %d attention, %d expert actors",
             name,
@@ -79,6 +83,14 @@ class Router:
         """The pipeline and what it and others have counted; takes in what the asker has heard."""
         return await self._pipeline.view(heard, fresh=fresh)
 
+    def _measured(self) -> tuple[Counts, Gauges]:
+        """For another thread: read on the event loop, whose the pipeline is."""
+
+        async def measured() -> tuple[Counts, Gauges]:
+            return self._pipeline.measured()
+
+        return asyncio.run_coroutine_threadsafe(measured(), self._event_loop).result()
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The load, for Serve, which asks while the number of pipelines follows it."""
         return asdict(self._pipeline.load())
@@ -101,6 +113,8 @@ class Router:
             if not self._supervisor.done():
                 await self._pipeline.drain(self._drain_timeout_s)
             self._supervisor.cancel()
+        if hasattr(self, "_exporting"):
+            self._exporting.set()
         if hasattr(self, "_pipeline"):
             await self._pipeline.stop()
             logger.info("the pipeline has ended", extra=about("pipeline_ended"))

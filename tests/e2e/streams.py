@@ -21,6 +21,7 @@ class Stream(threading.Thread):
         super().__init__(daemon=True)
         self._url = url
         self.prompt = prompt
+        self.headers: dict[str, str] = {}
         self._body = {
             "prompt": prompt,
             "max_tokens": max_tokens,
@@ -43,7 +44,8 @@ class Stream(threading.Thread):
             self.cut = True
 
     def _read(self) -> None:
-        with httpx.stream("POST", f"{self._url}/v1/completions", json=self._body, timeout=60) as r:
+        url = f"{self._url}/v1/completions"
+        with httpx.stream("POST", url, json=self._body, headers=self.headers, timeout=60) as r:
             rest = b""
             for part in r.iter_bytes():
                 *lines, rest = (rest + part).split(b"\n")

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
-from actors.metric_table import METRICS
+from actors.metric_table import BY_NAME, METRICS
 from configs.schema import WindroseConfig
 from ops.grafana.boards import DASHBOARDS
 from tests.e2e.deployments import Cluster
@@ -29,6 +30,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
     config = WindroseConfig(
         model=str(checkpoint),
+        served_model_name="watched",  # Ray keeps the series of what is gone
         attention_actors=2,
         expert_actors=2,
         ingress_replicas=2,
@@ -153,6 +155,71 @@ def test_every_panel_shows_something(url: str, tmp_path: Path) -> None:
             round(share, 6) for share in prometheus.values("sum by (layer) (windrose_expert_share)")
         }
         assert shares == 1.0
+
+
+def ray_samples() -> dict[str, list[Sample]]:
+    """What Ray's agent of this node shows of ours: samples by metric, and its help."""
+    import ray
+
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    found: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(httpx.get(address, timeout=30).text):
+        name = family.name.removeprefix("ray_")
+        if name in BY_NAME:
+            assert (family.type, family.documentation) == (BY_NAME[name].kind, BY_NAME[name].help)
+            mine = [one for one in family.samples if one.labels["model_name"] == "watched"]
+            found[name] = mine
+    return found
+
+
+def test_rays_own_agent_shows_the_same(url: str) -> None:
+    """Each process tells Ray every five seconds what it has counted."""
+    finished(start(url, STREAMS, 20))
+
+    def sums(samples: list[Sample], suffix: str) -> float:
+        return sum(one.value for one in samples if one.name.endswith(suffix))
+
+    wanted = {
+        name: total(scrape(url), name)
+        for name in (
+            "windrose_generation_tokens_total",
+            "windrose_engine_rows_total",
+            "windrose_expert_tokens_total",
+            "windrose_time_to_first_token_seconds_count",
+            "windrose_request_queue_time_seconds_count",
+        )
+    }
+    deadline_s = time.monotonic() + 30.0
+    while True:
+        found = ray_samples()
+        everything = [one for samples in found.values() for one in samples]
+        there = {name: sums(everything, f"ray_{name}") for name in wanted}
+        if there == wanted:
+            break
+        assert time.monotonic() < deadline_s, f"{there} of {wanted}"
+        time.sleep(0.5)  # nothing to wait on from outside
+    gauges = {one.name for one in METRICS if one.kind == "gauge"}
+    assert gauges <= found.keys()
+    for name, samples in found.items():
+        for one in samples:
+            assert {"model_name", *BY_NAME[name].labels} <= one.labels.keys()
+    (shares,) = {round(sums(found["windrose_expert_share"], "share"), 3)}
+    assert shares == 3.0  # of three layers
+
+
+def test_request_ids_through_haproxy_and_serve(url: str) -> None:
+    given = (b"mine/1", b"two words", b"x" * 200, b"caf\xc3\xa9", b"\xff\xfe")
+    with httpx.Client(base_url=url) as http:
+        ids = []
+        for one in given:
+            answer = http.get("/version", headers={b"X-Request-Id": one})
+            assert answer.status_code == 200
+            ids += answer.headers.get_list("x-request-id")
+        refused = http.post("/v1/completions", content=b"{", headers={"X-Request-Id": "mine/2"})
+    assert ids[0] == "mine/1" and [len(one) for one in ids[1:]] == [32] * 4
+    assert refused.status_code == 400
+    assert refused.headers.get_list("x-request-id") == ["mine/2"]
 
 
 def kill(url: str, role: str) -> None:

@@ -16,6 +16,7 @@ import ray
 
 from actors.naming import namespace_of, pipeline_of
 from configs.schema import WindroseConfig
+from tests.actors.otlp_receiver import Receiver, receiving
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
 from tests.e2e.streams import (
@@ -23,6 +24,7 @@ from tests.e2e.streams import (
     Stream,
     assert_undisturbed,
     experts_of,
+    prompt_of,
     ranks_of,
     start,
     undisturbed,
@@ -35,7 +37,13 @@ Victims = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
+def receiver() -> Iterator[Receiver]:
+    with receiving() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, checkpoint: Path, receiver: Receiver) -> Iterator[str]:
     """Two attention and two expert actors; a hang is noticed within 3 s."""
     config = WindroseConfig(
         model=str(checkpoint),
@@ -45,6 +53,7 @@ def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
         threads_per_actor=1,
         max_model_len=512,
         peer_timeout_s=3.0,
+        otlp_endpoint=receiver.url,
     )
     with cluster.deployed(config, "deaths") as url:
         yield url
@@ -90,6 +99,40 @@ def test_streams_go_on(url: str, known: Known, victims: Victims, how: signal.Sig
     assert not struck & after
     assert len(experts_of(url)["recoveries"]) > num_recoveries
     assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_trace_tells_of_the_recovery(url: str, receiver: Receiver) -> None:
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    victims = {"expert": ranks_of(url, RANKS)[2], "attention": ranks_of(url, RANKS)[0]}
+    for role, victim in victims.items():
+        # Two, one on each attention actor: of an attention actor's death one of them knows.
+        streams = [Stream(url, prompt_of(i), MAX_TOKENS) for i in (1, 2)]
+        for i, stream in enumerate(streams):
+            stream.headers = {
+                "X-Request-Id": f"{role}-{i}",
+                "traceparent": f"00-{trace}-{parent}-01",
+            }
+            stream.start()
+        assert all(stream.started.wait(60.0) for stream in streams)
+        struck_s = time.time()
+        os.kill(victim["pid"], signal.SIGKILL)
+        for stream in streams:
+            stream.join(120.0)
+            assert stream.done
+        recoveries = 0
+        for i in range(2):
+            root, *below = receiver.of(f"{role}-{i}")
+            assert (root.trace, root.parent) == (trace, parent)
+            assert {span.trace for span in below} == {trace}
+            spans = {span.name: span for span in below}
+            queue, prefill, decode = spans["queue"], spans["prefill"], spans["decode"]
+            assert root.from_s == queue.from_s <= queue.to_s == prefill.from_s <= prefill.to_s
+            assert prefill.to_s == decode.from_s < struck_s < decode.to_s <= root.to_s
+            if recovery := spans.get("recovery"):
+                recoveries += 1
+                assert struck_s - 0.01 <= recovery.from_s < recovery.to_s <= decode.to_s
+        assert recoveries == 2 or (role == "attention" and recoveries == 1)
+        ranks_of(url, RANKS)
 
 
 def test_a_second_death_during_the_recovery_of_the_first(url: str, known: Known) -> None:
