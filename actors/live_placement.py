@@ -194,7 +194,8 @@ class LivePlacement:
             dropped=dropped,
             took_s=time.perf_counter() - begun,
         )
-        said = about("placement_change", applied=report.applied, version=self.version)
+        kind = type(change).__name__.lower()
+        said = about("placement_change", kind=kind, applied=report.applied, version=self.version)
         logger.info("%s in %.2f s: %s", change, report.took_s, report.reason, extra=said)
         return report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import get_args
 
@@ -12,14 +11,11 @@ from actors.messages import FinishReason
 from actors.metric_table import Metric
 from actors.tally import Series, Value
 
-Observe = Callable[[Metric, float], None]
-
 
 class RequestMetrics:
     """Counters and histograms of one ingress since it began."""
 
-    def __init__(self, observed: Observe | None = None) -> None:
-        """`observed` hears of every measurement of a histogram."""
+    def __init__(self) -> None:
         self._histograms = {
             metric: Histogram(metric.buckets) for metric in (table.TTFT, table.ITL, table.E2E)
         }
@@ -28,7 +24,6 @@ class RequestMetrics:
             (table.GENERATION_TOKENS.name,): 0.0,
             **{(table.FINISHED.name, reason): 0.0 for reason in get_args(FinishReason)},
         }
-        self._observed = observed
 
     def accepted(self, prompt_tokens: int) -> None:
         """A sequence was handed to the token source."""
@@ -62,9 +57,6 @@ class RequestMetrics:
 
     def _observe(self, metric: Metric, value: float, times: int = 1) -> None:
         self._histograms[metric].observe(value, times)
-        if self._observed is not None:
-            for _ in range(times):
-                self._observed(metric, value)
 
     def _count(self, metric: Metric, amount: float, *labels: str) -> None:
         series = (metric.name, *labels)

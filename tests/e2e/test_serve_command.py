@@ -123,7 +123,7 @@ def assert_phases(printed: str) -> None:
 
 def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
     flags = ("--attention-actors", "1", "--expert-actors", "2", "--max-model-len", "512")
-    with serving(checkpoint, *flags) as server:
+    with serving(checkpoint, *flags, "--log-format", "json") as server:
         offered = shlex.split(server.announcement())
         assert_phases(server.printed)
         answer = json.loads(subprocess.run(offered, capture_output=True, check=True).stdout)
@@ -142,6 +142,13 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
             assert len(stream.token_ids) == 400
         assert status == 0, stderr
         server.assert_nothing_left()
+    # The actors' lines, and of their machines nothing else.
+    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith("{")]
+    assert "pipeline_started" in {line["event"] for line in lines}
+    requests = [line for line in lines if line["event"] == "request"]
+    assert {line["path"] for line in requests} == {"/v1/chat/completions", "/v1/completions"}
+    assert [line["completion_tokens"] for line in requests].count(400) == 8
+    assert "ray.serve" not in stderr and "windrose_Ingress" not in stderr
 
 
 def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpoint: Path) -> None:

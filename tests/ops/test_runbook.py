@@ -139,7 +139,7 @@ def test_every_key_of_the_experts_body_is_there() -> None:
 
 
 def log_templates() -> list[str]:
-    """Of every call of a logger in actors/ that is written: below a warning nothing is."""
+    """Of every call of a logger in actors/ that is written by default."""
     files = sorted((ROOT / "actors").glob("*.py"))
     calls = [
         node
@@ -149,9 +149,19 @@ def log_templates() -> list[str]:
         and isinstance(node.func, ast.Attribute)
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id == "logger"
-        and node.func.attr in ("warning", "error", "exception")
+        and node.func.attr in ("info", "warning", "error", "exception")
     ]
     return [str(ast.literal_eval(call.args[0])) for call in calls]
+
+
+def test_every_event_is_in_the_table() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "actors").glob("*.py"))
+    written = set(re.findall(r'\babout\(\s*"(\w+)"', source)) | {"log"}
+    (table,) = re.findall(r"(?s)\| event \| of \| fields \|\n(.*?)\n\n", TEXT)
+    shown = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert written == shown
 
 
 def begins(line: str, template: str) -> bool:
