@@ -27,7 +27,6 @@ from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
 from actors.progress import Progress
 from actors.step_loop import StepLoop
-from model.checkpoint import Checkpoint
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import LoopEnd
@@ -62,14 +61,15 @@ class AttentionRank:
         """Read the weights, in the colocated topology the experts' too, and build the engine.
 
         Raises:
-            CheckpointError: names the file and key at fault.
+            ValueError: names the file and key at fault.
         """
-        plan, checkpoint = self._plan, Checkpoint(self._plan.model_dir)
+        plan = self._plan
         held = all_experts(plan) if plan.num_expert == 0 else []
         keys = attention_keys(plan.model)
         for layer, expert in held:
             keys += stored_keys(plan.model, expert_keys(plan.model, layer, expert))
-        self._progress.total_bytes = checkpoint.total_bytes(keys)
+        checkpoint = plan.checkpoint(frozenset(keys), self._progress.fetched)
+        self._progress.begin(checkpoint.total_bytes(keys))
         dtype, device = plan.torch_dtype, self._device
         cache = quantized_cache(plan, checkpoint)
         weights = load_decoder(

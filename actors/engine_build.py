@@ -26,6 +26,7 @@ from model.loading import load_decoder, load_experts
 from model.pooling import Pooler
 from model.quantized_cache import QuantizedCache
 from model.rope import Rope
+from model.weights import expected_shapes
 
 LOAD_WORKERS = 2  # experts read at once where all are: one is packed while another is read
 
@@ -47,7 +48,7 @@ def quantized_cache(plan: ModelPlan, checkpoint: Checkpoint) -> QuantizedCache |
     """Where the plan keeps its quantized matrices; None where it has none or keeps none."""
     if plan.bits == 16 or plan.cache_dir is None:
         return None
-    cache = QuantizedCache(plan.cache_dir, checkpoint)
+    cache = QuantizedCache(checkpoint.directory / plan.cache_dir, checkpoint)
     cache.remove_abandoned()
     return cache
 
@@ -86,7 +87,8 @@ def colocated_engine(
     plan: ModelPlan, device: torch.device, on_read: OnRead | None = None
 ) -> BuiltEngine:
     """Read the whole model into this process and build its engine: topology (1, 0)."""
-    checkpoint, dtype = Checkpoint(plan.model_dir), plan.torch_dtype
+    keys, dtype = frozenset(expected_shapes(plan.model)), plan.torch_dtype
+    checkpoint = plan.checkpoint(keys)
     cache = quantized_cache(plan, checkpoint)
     weights = load_decoder(
         checkpoint, plan.model, dtype, device, on_read, bits=plan.bits, cache=cache

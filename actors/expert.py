@@ -41,15 +41,12 @@ class ExpertRank:
         """Read the experts that this rank is to begin with.
 
         Raises:
-            CheckpointError: names the file and key at fault.
+            ValueError: names the file and key at fault.
         """
         self._wanted = set(pairs)
-        checkpoint, model = Checkpoint(self._plan.model_dir), self._plan.model
-        self._progress.total_bytes = checkpoint.total_bytes(
-            key
-            for layer, expert in pairs
-            for key in stored_keys(model, expert_keys(model, layer, expert))
-        )
+        keys = self._keys(pairs)
+        checkpoint = self._plan.checkpoint(keys, self._progress.fetched)
+        self._progress.begin(checkpoint.total_bytes(keys))
         self._read(checkpoint, pairs)
 
     def want(self, pairs: Collection[Pair]) -> list[Pair]:
@@ -64,11 +61,11 @@ class ExpertRank:
         To be called in a thread of its own, which then runs behind everything else.
 
         Raises:
-            CheckpointError: names the file and key at fault; what was read before it is kept.
+            ValueError: names the file and key at fault; what was read before it is kept.
         """
         step_back()
         if missing:
-            self._read(Checkpoint(self._plan.model_dir), missing)
+            self._read(self._plan.checkpoint(self._keys(missing)), missing)
 
     def keep(self, pairs: Collection[Pair]) -> None:
         """Give up the weights of all others, which no attention rank sends rows to any more.
@@ -77,6 +74,12 @@ class ExpertRank:
         """
         self._wanted = set(pairs)
         self._shard.remove([pair for pair in self._shard.held if pair not in self._wanted])
+
+    def _keys(self, pairs: Collection[Pair]) -> frozenset[str]:
+        model = self._plan.model
+        return frozenset(
+            key for pair in pairs for key in stored_keys(model, expert_keys(model, *pair))
+        )
 
     def _read(self, checkpoint: Checkpoint, pairs: Collection[Pair]) -> None:
         plan, cache = self._plan, quantized_cache(self._plan, checkpoint)

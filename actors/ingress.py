@@ -17,8 +17,9 @@ from actors.assignment import MAX_KEYS, Assigner
 from actors.doors import Doors, KeyDigests, is_loopback
 from actors.fleet import Fleet
 from actors.http_api import create_api
+from actors.hub import HubModel
 from actors.log_lines import LogSettings
-from actors.model_plan import generation_defaults
+from actors.model_plan import generation_defaults, model_directory
 from actors.naming import namespace_of
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
@@ -68,6 +69,7 @@ class Ingress:
         vocab_size: int,
         head: ModelHead,
         keys: KeyDigests,
+        hub: HubModel | None,
     ) -> None:
         context = serve.get_replica_context()
         ingress_id = uuid.uuid4().hex
@@ -95,19 +97,20 @@ class Ingress:
         self._exporting = keep_exporting(
             RayExport(config.model_name), lambda: (metrics.counts(), {})
         )
-        tokenizer = Tokenizer.from_dir(config.model)
+        directory = model_directory(config, hub)
+        tokenizer = Tokenizer.from_dir(directory)
         self._state = ServingState(
             model_name=config.model_name,
             tokenizer=tokenizer,
-            chat_format=chat_format(tokenizer, config.model, config.chat_template),
-            defaults=generation_defaults(config),
+            chat_format=chat_format(tokenizer, directory, config.chat_template),
+            defaults=generation_defaults(config, directory),
             log_prompts=config.log_prompts,
             on_end=self._ended,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             head=head,
             pooling=config.pooling or "last",
-            add_eos=Tokenizer.adds_eos(config.model),
+            add_eos=Tokenizer.adds_eos(directory),
             source=source,
             metrics=metrics,
             started_s=int(time.time()),

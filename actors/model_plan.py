@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.hub import HubModel
+from actors.hub_access import OnFetch
 from actors.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.bitsandbytes_library import require_library
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from model.exchange import Ranks
 
 _DEFAULT_CPU_CACHE_BYTES = 1 << 30
+_BESIDE = ".windrose"  # of the checkpoint
 _BITS = {"none": 16, "int8": 8, "int4": 4}
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,8 @@ class ModelPlan:
     threads: int
     micro_batches: int = 0  # of a step; 0: as many as pay
     bits: int = 16  # of a weight of experts and attention; 16: as the dtype has it
-    cache_dir: str | None = None  # where weights of fewer bits are kept; None: nowhere
+    cache_dir: str | None = None  # of weights of fewer bits, from the checkpoint; None: nowhere
+    hub: HubModel | None = None  # where the weights come from; None: they lie in model_dir
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -53,6 +58,16 @@ class ModelPlan:
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    def checkpoint(self, keys: Collection[str], on_fetch: OnFetch | None = None) -> Checkpoint:
+        """These tensors (at least), on this machine; from the hub if need be.
+
+        Raises:
+            ValueError: the files cannot be had or used; names them.
+        """
+        if self.hub is None:
+            return Checkpoint(self.model_dir)
+        return self.hub.checkpoint(self.model, keys, on_fetch)
 
     @property
     def num_ranks(self) -> int:
@@ -80,16 +95,21 @@ class ModelPlan:
         return min(cache_bytes // per_block, usable)
 
 
-def check_checkpoint(config: WindroseConfig) -> ModelConfig:
+def check_checkpoint(
+    config: WindroseConfig, hub: HubModel | None = None, *, headers: bool = True
+) -> ModelConfig:
     """Read the checkpoint's configs and compare every tensor's name and shape with them.
+
+    Without `headers` the tensors of one on the hub are left: the same commit has been checked.
 
     Raises:
         ValueError: names the directory, or the file and key at fault, or says that a dense model
             has no experts for expert actors.
     """
-    if not Path(config.model).is_dir():
-        raise ValueError(f"{config.model}: no such directory; a checkpoint directory is needed")
-    model = ModelConfig.from_dir(config.model, generation_config=config.generation_config == "auto")
+    directory = model_directory(config, hub)
+    if not Path(directory).is_dir():
+        raise ValueError(f"{directory}: no such directory; a checkpoint directory is needed")
+    model = ModelConfig.from_dir(directory, generation_config=config.generation_config == "auto")
     if model.is_dense and config.expert_actors:
         raise ValueError(
             f"expert_actors is {config.expert_actors}, but {config.model} is a dense model: it has "
@@ -107,12 +127,24 @@ def check_checkpoint(config: WindroseConfig) -> ModelConfig:
             f"pooling is {config.pooling!r}, but {config.model} is {model.head.what_it_does}: "
             "only an embedding has a choice"
         )
-    generation_defaults(config)
-    Checkpoint(config.model).verify(model)
+    generation_defaults(config, directory)
+    if hub is None:
+        Checkpoint(directory).verify(model)
+    elif headers:
+        hub.verify(model)
     return model
 
 
-def generation_defaults(config: WindroseConfig) -> GenerationDefaults:
+def model_directory(config: WindroseConfig, hub: HubModel | None) -> str:
+    """Where config, tokenizer and index lie on this machine.
+
+    Raises:
+        HubError: a file cannot be had.
+    """
+    return config.model if hub is None else str(hub.directory())
+
+
+def generation_defaults(config: WindroseConfig, directory: str) -> GenerationDefaults:
     """What a request gets that does not say otherwise: the checkpoint's, unless told not to.
 
     Raises:
@@ -120,7 +152,7 @@ def generation_defaults(config: WindroseConfig) -> GenerationDefaults:
     """
     if config.generation_config == "none":
         return GenerationDefaults()
-    return GenerationDefaults.from_dir(config.model)
+    return GenerationDefaults.from_dir(directory)
 
 
 def default_threads(num_cores: int, num_ranks: int, *, waits_for_all: bool) -> int:
@@ -132,14 +164,18 @@ def default_threads(num_cores: int, num_ranks: int, *, waits_for_all: bool) -> i
     return max(1, (num_cores - waits_for_all) // num_ranks)
 
 
-def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
+def plan_model(
+    config: WindroseConfig, device: str, hub: HubModel | None = None, *, headers: bool = True
+) -> ModelPlan:
     """Read the checkpoint's config, check its tensors' names and shapes, and fix all sizes.
+
+    `hub` is what `find_model` found; `headers` as for check_checkpoint.
 
     Raises:
         ValueError: the checkpoint or the settings cannot be served; names the file and key, or
             the setting.
     """
-    model = check_checkpoint(config)
+    model = check_checkpoint(config, hub, headers=headers)
     if config.expert_actors > model.num_experts:
         raise ValueError(
             f"expert_actors is {config.expert_actors}, but the model has only "
@@ -161,7 +197,7 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
     )
     num_ranks = config.attention_actors + config.expert_actors
     return ModelPlan(
-        model_dir=config.model,
+        model_dir=model_directory(config, hub),
         model=model,
         dtype=dtype,
         device=device,
@@ -180,17 +216,18 @@ def plan_model(config: WindroseConfig, device: str) -> ModelPlan:
         micro_batches=config.micro_batches,
         bits=_BITS[config.quantization],
         cache_dir=_cache_dir(config),
+        hub=hub,
     )
 
 
 def _cache_dir(config: WindroseConfig) -> str | None:
     if config.quantization == "none" or config.quantization_cache == "none":
         return None
-    model = Path(config.model).resolve()
     if config.quantization_cache == "auto":
-        return str(model / ".windrose")
+        return _BESIDE
+    model = Path(config.model) if config.is_on_hub else Path(config.model).resolve()
     which = hashlib.blake2b(str(model).encode(), digest_size=4).hexdigest()
-    return str(Path(config.quantization_cache) / f"{model.name}-{which}")
+    return str(Path(config.quantization_cache).resolve() / f"{model.name}-{which}")
 
 
 def _max_model_len(

@@ -1,4 +1,4 @@
-"""How far the loading of weights is."""
+"""How far the fetching and the loading of weights are."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ class Progress:
     def __call__(self, num_bytes: int) -> None:
         """Count one tensor."""
         self.read_bytes += num_bytes
+
+    def fetched(self, to_come: int, came: int) -> None:
+        """Count bytes of files that are fetched first; `begin` then counts anew."""
+        self.total_bytes += to_come
+        self.read_bytes += came
+
+    def begin(self, total_bytes: int) -> None:
+        """So many bytes are to be read from files."""
+        self.read_bytes = 0
+        self.total_bytes = total_bytes

@@ -15,6 +15,7 @@ from ray import serve
 from ray.util import get_current_placement_group
 
 from actors import rendezvous
+from actors.hub import HubModel
 from actors.live_placement import Outcome
 from actors.log_lines import LogSettings, about
 from actors.messages import GenerateRequest
@@ -27,7 +28,7 @@ from actors.placement_messages import PlacementChange
 from actors.ray_metrics import RayExport, keep_exporting
 from actors.tally import Counts, Tally
 from configs.schema import WindroseConfig
-from model.fingerprint import weights_fingerprint
+from model.fingerprint import commit_fingerprint, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +37,20 @@ class Router:
     """One pipeline, from its first actor to its last. Ready when its constructor returns."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
-        self, config: WindroseConfig, device: str
+        self, config: WindroseConfig, device: str, hub: HubModel | None
     ) -> None:
         logs = LogSettings.of(config)
         logs.configure("router")
-        plan = plan_model(config, device)
+        plan = await asyncio.to_thread(plan_model, config, device, hub, headers=False)
         group = get_current_placement_group()
         assert group is not None, "the router's deployment reserves its actors' resources"
         if plan.num_expert:
             rendezvous.prepare()  # while the actors start
-        weights = await asyncio.to_thread(
-            weights_fingerprint, config.model, f"{plan.dtype}/{plan.bits}"
-        )
+        precision = f"{plan.dtype}/{plan.bits}"
+        if hub is None:
+            weights = await asyncio.to_thread(weights_fingerprint, config.model, precision)
+        else:
+            weights = commit_fingerprint(hub.name, hub.commit, precision)
         replica = serve.get_replica_context().replica_id.unique_id
         name = pipeline_name(weights, replica)
         logs.configure("router", pipeline=name)

@@ -17,6 +17,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.deployment import Application
 
 from actors.api_keys import read_keys, without_keys
+from actors.hub import find_model
 from actors.ingress import Ingress
 from actors.model_plan import plan_model
 from actors.request_router import ByPipeline
@@ -78,7 +79,8 @@ def assemble(args: WindroseConfig, device: str) -> Application:
     args = without_keys(args)
     # Actors may have another environment than who deploys them.
     args = args.model_copy(update={"otlp_endpoint": trace_endpoint(args, os.environ)})
-    plan = plan_model(args, device)
+    hub = find_model(args, os.environ)
+    plan = plan_model(args, device, hub)
     bundles = [dict(bundle) for bundle in pipeline_bundles(args, device)]
     # Of several pipelines the first one's actors may fill the head, and a router that asks for it
     # would wait for ever.
@@ -110,11 +112,12 @@ def assemble(args: WindroseConfig, device: str) -> Application:
     )(Ingress)
     return ingress.bind(
         args,
-        router.bind(args, device),
+        router.bind(args, device, hub),
         plan.limits.max_model_len,
         plan.model.vocab_size,
         plan.model.head,
         keys,
+        hub,
     )
 
 

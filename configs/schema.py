@@ -6,6 +6,7 @@ and a key under `args:` of a Serve application file. Unknown keys are refused by
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ GenerationConfig = Literal["auto", "none"]
 Pooling = Literal["last", "mean"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 BUILT_IN_FORMATS = ("mixtral-instruct", "mistral-v1")  # of chats: two names of one format
 
 
@@ -44,10 +46,32 @@ class WindroseConfig(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    model: Annotated[str, _setting("model", "directory of a Hugging Face checkpoint", min_length=1)]
+    model: Annotated[
+        str,
+        _setting(
+            "model",
+            "directory of a Hugging Face checkpoint, or a model's name on the hub: ORG/NAME",
+            min_length=1,
+        ),
+    ]
     served_model_name: Annotated[
         str | None,
-        _setting("model", "name clients use; default: the directory's name", min_length=1),
+        _setting(
+            "model", "name clients use; default: the directory's, or that on the hub", min_length=1
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        _setting("model", "branch, tag or commit on the hub; default: main", min_length=1),
+    ] = None
+    download_dir: Annotated[
+        str | None,
+        _setting(
+            "model",
+            "where each machine keeps what it fetches from the hub; default: huggingface_hub's"
+            " own cache",
+            min_length=1,
+        ),
     ] = None
     dtype: Annotated[
         Dtype,
@@ -433,7 +457,14 @@ class WindroseConfig(BaseModel):
     @property
     def model_name(self) -> str:
         """The name in `model` fields of requests and responses."""
-        return self.served_model_name or Path(self.model).resolve().name
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return self.model if self.is_on_hub else Path(self.model).resolve().name
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `model` is a name for the hub to know: one slash, and nothing here has it."""
+        return bool(_HUB_NAME.fullmatch(self.model)) and not Path(self.model).exists()
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -32,6 +32,17 @@ def parts_of(key: str, entries: Entries) -> dict[str, str]:
     return {part: name for part, name in names.items() if name in entries}
 
 
+def whole_of(part: str) -> str:
+    """The key of the weight that a part belongs to; of anything else the key itself."""
+    module, _, name = part.rpartition(".")
+    if name in _OF_MODULE:
+        return f"{module}.weight"
+    for of_weight in _OF_WEIGHT:  # one has a dot
+        if part.endswith(f".weight.{of_weight}"):
+            return part.removesuffix(f".{of_weight}")
+    return part
+
+
 def state_part(parts: Mapping[str, str]) -> str | None:
     """Which of the parts is the JSON text; None where there is none."""
     return next((part for part in _STATES if part in parts), None)

@@ -7,15 +7,15 @@ opened at all, even by a process that wants a small share of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.bitsandbytes_layout import faults_of, is_quantized, parts_of
+from model.bitsandbytes_layout import faults_of, is_quantized, parts_of, whole_of
 from model.config import ModelConfig, config_file
 from model.raw_files import is_raw, read_raw_headers
 from model.raw_names import present, raw_name
-from model.shards import CheckpointError, TensorEntry, read_header, read_shards
+from model.shards import CheckpointError, TensorEntry, read_header, read_shards, read_weight_map
 from model.weights import EMBED_KEY, HEAD_KEY, expected_shapes
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _STORED_DTYPES = _DTYPES | {"U8": "uint8", "I8": "int8"}  # and those of quantiz
 _COMPUTED_KEY = ".rotary_emb.inv_freq"  # a constant that old checkpoints carry along
 _MAX_LISTED = 10
 _PREFIX = "model."
-_BARE_KEY = EMBED_KEY.removeprefix(_PREFIX)  # MixtralModel by itself is nobody's `model`
 
 
 class Checkpoint:
@@ -45,34 +44,55 @@ class Checkpoint:
             names a tensor its shard lacks; of raw weights also what `present` refuses.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, keys: Collection[str] | None = None) -> None:
+        """With `keys` of those tensors alone: files that hold none of them need not be there."""
         self.directory = Path(directory)
         single, index = self.directory / SINGLE_FILE, self.directory / INDEX_FILE
-        self._raw: dict[str, TensorEntry] = {}
         if is_raw(self.directory):
-            self._raw = read_raw_headers(self.directory)
+            raw = read_raw_headers(self.directory)
             shape = ModelConfig.from_dir(self.directory, generation_config=False)
-            self.entries = present(self._raw, shape)
-            self._listing = self.directory
+            self._take(self.directory, present(raw, shape), "", raw)
         elif single.exists():
-            self.entries = read_header(single)
-            self._listing = single
+            entries = read_header(single)
+            self._take(single, entries, key_prefix(entries))
         elif index.exists():
-            self.entries = read_shards(index)
-            self._listing = index
+            weight_map = read_weight_map(index)
+            prefix = key_prefix(weight_map)
+            if keys is not None:
+                weight_map = _belonging(weight_map, keys)
+            self._take(index, read_shards(index, weight_map), prefix)
         else:
             raise CheckpointError(f"{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE} here")
-        self._is_bare = _BARE_KEY in self.entries
-        if self._is_bare:
-            self.entries = {_PREFIX + key: entry for key, entry in self.entries.items()}
 
-    def verify(self, config: ModelConfig) -> None:
+    @classmethod
+    def of(cls, listing: Path, entries: dict[str, TensorEntry]) -> Checkpoint:
+        """One whose headers were read before: its files need not be here to be verified."""
+        checkpoint = cls.__new__(cls)
+        checkpoint.directory = listing.parent
+        checkpoint._take(listing, entries, key_prefix(entries))
+        return checkpoint
+
+    def _take(
+        self,
+        listing: Path,
+        entries: dict[str, TensorEntry],
+        prefix: str,
+        raw: dict[str, TensorEntry] | None = None,
+    ) -> None:
+        self._listing, self._prefix, self._raw = listing, prefix, raw or {}
+        self.entries = {prefix + key: entry for key, entry in entries.items()}
+
+    def verify(self, config: ModelConfig, keys: Collection[str] | None = None) -> None:
         """Checks every name, shape and dtype against `config`, from the headers alone.
+
+        With `keys` those of these tensors, and no others.
 
         Raises:
             CheckpointError: lists up to ten tensors that are missing, extra or not as expected.
         """
         expected = expected_shapes(config)
+        if keys is not None:
+            expected = {key: expected[key] for key in keys}
         faults = []
         known = set(expected)
         for key, shape in expected.items():
@@ -93,7 +113,7 @@ class Checkpoint:
                 )
             elif entry.dtype not in _DTYPES:
                 faults.append(_wrong_dtype(self._named(key), entry))
-        for key, entry in self.entries.items():
+        for key, entry in self.entries.items() if keys is None else ():
             tolerated = key.endswith(_COMPUTED_KEY) or (
                 key == HEAD_KEY and config.tie_word_embeddings
             )
@@ -183,7 +203,34 @@ class Checkpoint:
             return entry.stored_key
         if self._raw:
             return f"{raw_name(key, self._raw)} ({key})"
-        return key.removeprefix(_PREFIX) if self._is_bare else key
+        return key.removeprefix(self._prefix)
+
+
+def key_prefix(keys: Collection[str]) -> str:
+    """What the keys of a file lack: MixtralModel by itself is nobody's `model`."""
+    return _PREFIX if EMBED_KEY.removeprefix(_PREFIX) in keys else ""
+
+
+def files_of(directory: Path, keys: Collection[str]) -> list[str]:
+    """Names of the files that hold these tensors, as the index says, if there is one.
+
+    Raises:
+        CheckpointError: the index cannot be used.
+    """
+    index = directory / INDEX_FILE
+    if not index.exists():
+        return [SINGLE_FILE]
+    return sorted(set(_belonging(read_weight_map(index), keys).values()))
+
+
+def _belonging(weight_map: dict[str, str], keys: Collection[str]) -> dict[str, str]:
+    """What an index says of these tensors, and of what quantized ones are made of besides."""
+    prefix = key_prefix(weight_map)
+    return {
+        key: name
+        for key, name in weight_map.items()
+        if prefix + key in keys or prefix + whole_of(key) in keys
+    }
 
 
 def _arrange(stored: torch.Tensor, entry: TensorEntry) -> torch.Tensor:

@@ -32,3 +32,9 @@ def weights_fingerprint(model_dir: str, precision: str) -> str:
     except OSError as error:
         raise CheckpointError(f"{model_dir}: cannot be read: {error}") from error
     return digest.hexdigest()[:_HEX_DIGITS]
+
+
+def commit_fingerprint(name: str, commit: str, precision: str) -> str:
+    """The same of a model on the hub, where a commit's files never change."""
+    digest = hashlib.blake2b(f"{name}@{commit}\0{precision}".encode())
+    return digest.hexdigest()[:_HEX_DIGITS]

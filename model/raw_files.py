@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from model.pickled_tensors import read_pickled_header
-from model.shards import CheckpointError, TensorEntry, read_header, read_shards
+from model.shards import CheckpointError, TensorEntry, read_header, read_shards, read_weight_map
 
 PARAMS_FILE = "params.json"
 _SINGLE_FILE = "consolidated.safetensors"
@@ -38,7 +38,7 @@ def read_raw_headers(directory: Path) -> dict[str, TensorEntry]:
     """
     found: dict[str, TensorEntry] = {}
     index = directory / _INDEX_FILE
-    headers = [read_shards(index)] if index.exists() else []
+    headers = [read_shards(index, read_weight_map(index))] if index.exists() else []
     headers += [read_header_of(file) for file in _weight_files(directory)]
     if not headers:
         raise CheckpointError(

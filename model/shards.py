@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,15 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     }
 
 
-def read_shards(index: Path) -> dict[str, TensorEntry]:
-    """The tensors that an index names; others in its shards do not count.
+def read_shards(index: Path, weight_map: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """The tensors that an index names, by file; others in its shards do not count.
 
     Raises:
         CheckpointError: a shard is missing or damaged, or lacks a tensor the index puts there.
     """
     shards: dict[str, dict[str, TensorEntry]] = {}
     entries = {}
-    for key, name in _read_weight_map(index).items():
+    for key, name in weight_map.items():
         if name not in shards:
             shard = index.with_name(name)
             if not shard.exists():
@@ -91,8 +92,12 @@ def read_shards(index: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
-    """Key to file name, as the index has it."""
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Key to file name, as the index has it.
+
+    Raises:
+        CheckpointError: it is no index.
+    """
     try:
         data = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:

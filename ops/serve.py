@@ -41,7 +41,8 @@ def serve(config: WindroseConfig) -> int:
     """
     console = Console(stderr=True)
     # Actors may have another working directory than this process.
-    config = config.model_copy(update={"model": str(Path(config.model).resolve())})
+    if not config.is_on_hub:
+        config = config.model_copy(update={"model": str(Path(config.model).resolve())})
     if config.chat_template is not None and config.chat_template not in BUILT_IN_FORMATS:
         template = str(Path(config.chat_template).resolve())
         config = config.model_copy(update={"chat_template": template})
@@ -52,12 +53,17 @@ def serve(config: WindroseConfig) -> int:
     if not address and not _port_is_free(config):
         console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
         return 1
+    if config.is_on_hub:
+        console.print(f"windrose: looking for {config.model} on the hub", highlight=False)
     try:
-        model, chats = _check(config)
+        config, model, chats = _check(config)
     except ValueError as error:
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     LogSettings.of(config).configure("windrose serve")
+    if config.is_on_hub:
+        told = f"windrose: commit {config.revision}; each actor fetches the files it needs"
+        console.print(told, highlight=False, soft_wrap=True)
     signals = _Signals()
     own = None
     try:
@@ -150,22 +156,27 @@ def _drain(config: WindroseConfig, console: Console) -> None:
         console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
 
 
-def _check(config: WindroseConfig) -> tuple[ModelConfig, bool]:
+def _check(config: WindroseConfig) -> tuple[WindroseConfig, ModelConfig, bool]:
     """Refuse what cannot be served before anything is started.
 
-    Returns the checkpoint's config and whether it has a chat format.
+    Returns the settings, a model on the hub bound to its commit; the checkpoint's config; and
+    whether it has a chat format.
     """
     from actors.api_keys import read_keys
-    from actors.model_plan import check_checkpoint
+    from actors.hub import find_model
+    from actors.model_plan import check_checkpoint, model_directory
     from actors.trace_endpoint import trace_endpoint
     from model.chat_template import NoFormat, chat_format
     from model.tokenizer import Tokenizer
 
     read_keys(config, os.environ)
     trace_endpoint(config, os.environ)
-    model = check_checkpoint(config)
-    chat = chat_format(Tokenizer.from_dir(config.model), config.model, config.chat_template)
-    return model, not isinstance(chat, NoFormat)
+    hub = find_model(config, os.environ)
+    if hub is not None:
+        config = config.model_copy(update={"revision": hub.commit})
+    model, directory = check_checkpoint(config, hub), model_directory(config, hub)
+    chat = chat_format(Tokenizer.from_dir(directory), directory, config.chat_template)
+    return config, model, not isinstance(chat, NoFormat)
 
 
 def _port_is_free(config: WindroseConfig) -> bool:

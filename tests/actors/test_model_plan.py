@@ -150,8 +150,8 @@ def test_generation_config_gives_defaults_and_eos_unless_told_not_to(tmp_path: P
     auto, none = (WindroseConfig(model=str(tmp_path), generation_config=x) for x in CONFIGS)
     assert set(plan_model(auto, "cpu").limits.eos_token_ids) == {2, 9}
     assert set(plan_model(none, "cpu").limits.eos_token_ids) == {2}
-    assert generation_defaults(auto) == GenerationDefaults(top_p=0.9)
-    assert generation_defaults(none) == GenerationDefaults()
+    assert generation_defaults(auto, auto.model) == GenerationDefaults(top_p=0.9)
+    assert generation_defaults(none, none.model) == GenerationDefaults()
     (tmp_path / "generation_config.json").write_text('{"top_p": 9}')
     with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 9"):
         plan_model(auto, "cpu")

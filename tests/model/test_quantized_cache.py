@@ -298,7 +298,7 @@ def test_where_it_is_kept(directory: Path, tmp_path: Path) -> None:
 
     assert where() is None
     assert where(quantization_cache=str(tmp_path)) is None
-    assert where(quantization="int8") == str(directory.resolve() / ".windrose")
+    assert where(quantization="int8") == ".windrose"  # beside the checkpoint, wherever that lies
     assert where(quantization="int8", quantization_cache="none") is None
     other = make_checkpoint(tmp_path / "other" / directory.name, **TINY)
     two = {

@@ -17,6 +17,8 @@ from tests.ports import free_port
 SETTINGS: dict[str, tuple[str, str, object]] = {
     "model": ("MODEL_DIR", "some/where", "some/where"),
     "served_model_name": ("--served-model-name", "mixtral", "mixtral"),
+    "revision": ("--revision", "v0.1", "v0.1"),
+    "download_dir": ("--download-dir", "/models", "/models"),
     "dtype": ("--dtype", "bfloat16", "bfloat16"),
     "quantization": ("--quantization", "int4", "int4"),
     "quantization_cache": ("--quantization-cache", "some/where", "some/where"),
