@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -116,8 +117,17 @@ class ModelConfig(BaseModel):
         """
         file = config_file(path)
         raw = read_object(file)
-        if file.name == PARAMS_FILE:
-            raw = _from_params(file, raw)
+        if file.name != PARAMS_FILE:
+            return cls._from_values(file, raw, generation_config)
+        values = _from_params(file, raw)
+        try:
+            return cls._from_values(file, values, generation_config)
+        except ConfigError as error:
+            raise ConfigError(_in_params_words(file, raw, str(error))) from None
+
+    @classmethod
+    def _from_values(cls, file: Path, raw: dict[str, Any], generation_config: bool) -> ModelConfig:
+        """From the keys of config.json, whichever file they are of."""
         _refuse_unsupported(file, raw)
         values = dict(raw)
         values["rope_theta"] = _rope_theta(file, raw)
@@ -163,6 +173,16 @@ def _from_params(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error}") from None
     values |= raw_params.special_tokens(directory)
     return values | {"dtype": raw_params.stored_dtype(directory)}
+
+
+def _in_params_words(file: Path, raw: dict[str, Any], text: str) -> str:
+    """The text of an error with the keys as this params.json has them."""
+    from model.raw_params import their_names
+
+    where, told = (str(file), text.removeprefix(str(file))) if str(file) in text else ("", text)
+    for ours, theirs in their_names(raw).items():
+        told = re.sub(rf"\b{ours}\b", theirs, told)
+    return where + told
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -86,6 +86,13 @@ def config_values(raw: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def their_names(raw: Mapping[str, Any]) -> dict[str, str]:
+    """By the names of config.json, those that this params.json has, where they differ."""
+    if "dim" not in raw:
+        return {}
+    return _NAMES | {ours: f"moe.{theirs}" for ours, theirs in _EXPERT_NAMES.items()}
+
+
 def stored_dtype(directory: Path) -> str:
     """Torch's name of the dtype that the embedding has, or else the first tensor.
 

@@ -85,9 +85,14 @@ def test_without_the_width_both_names_of_it_are_told(tmp_path: Path) -> None:
         ({"lora": {"rank": 8}}, "lora is {'rank': 8}, which is not supported"),
         ({"vision_encoder": {"a": 1}}, "vision_encoder is {'a': 1}, which is not supported"),
         ({"model_type": "mamba"}, "model_type is 'mamba'; only a transformer is supported"),
-        ({"n_layers": "five"}, "num_hidden_layers is 'five': input should be a valid integer"),
+        ({"n_layers": "five"}, "n_layers is 'five': input should be a valid integer"),
+        ({"n_heads": 5}, "n_heads (5) is not a multiple of n_kv_heads (2)"),
+        ({"dim": 63, "head_dim": None}, "dim (63) is not a multiple of n_heads (4)"),
         ({"sliding_window": [64]}, "sliding_window is [64]: input should be a valid integer"),
-        ({"moe": {"num_experts": 2, "num_experts_per_tok": 3}}, "num_experts_per_tok (3) exceeds"),
+        (
+            {"moe": {"num_experts": 2, "num_experts_per_tok": 3}},
+            "moe.num_experts_per_tok (3) exceeds moe.num_experts (2)",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(
