@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from configs.schema import BUILT_IN_FORMATS
 from model.chat_format import ChatFormatError, ChatMessage, render_instruct
-from model.config import ConfigError, read_object
+from model.config_file import ConfigError, read_object
 from model.tokenizer import Tokenizer
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.bitsandbytes_layout import faults_of, is_quantized, parts_of, whole_of
-from model.config import ModelConfig, config_file
+from model.config import ModelConfig
+from model.config_values import config_file
 from model.raw_files import is_raw, read_raw_headers
 from model.raw_names import present, raw_name
 from model.shards import CheckpointError, TensorEntry, read_header, read_shards, read_weight_map

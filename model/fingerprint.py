@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from model.checkpoint import Checkpoint
-from model.config import config_file
+from model.config_values import config_file
 from model.shards import CheckpointError, sample_of
 
 _HEX_DIGITS = 12

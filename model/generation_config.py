@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.config import first_error, read_object
+from model.config_file import first_error, read_object
 
 GENERATION_FILE = "generation_config.json"
 

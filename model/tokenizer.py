@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from sentencepiece import SentencePieceProcessor
 
-from model.config import read_object
+from model.config_file import read_object
 
 TOKENIZER_FILE: Final = "tokenizer.model"
 _SPACE: Final = "\u2581"  # SentencePiece's meta symbol, which stands for a space inside a piece

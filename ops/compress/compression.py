@@ -13,7 +13,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from model.checkpoint import Checkpoint
-from model.config import ModelConfig, read_object
+from model.config import ModelConfig
+from model.config_file import read_object
 from model.fingerprint import weights_fingerprint
 from model.ranks import factor_keys
 from model.shards import CheckpointError

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.chat_format import ChatFormatError, ChatMessage
 from model.chat_template import InstructFormat, JinjaFormat, NoChatTemplate, NoFormat, chat_format
-from model.config import ConfigError
+from model.config_file import ConfigError
 from model.tokenizer import Tokenizer
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"

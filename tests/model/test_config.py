@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from model.config import ConfigError, ModelConfig
+from model.config_file import ConfigError
+from model.config import ModelConfig
 from model.head import ModelHead
 
 V4: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from model.config import ConfigError
+from model.config_file import ConfigError
 from model.generation_config import GenerationDefaults
 
 
