@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from actors.hub import HubModel
 from actors.log_lines import LogSettings
 from actors.model_plan import generation_defaults, model_directory
 from actors.naming import namespace_of
+from actors.patience import in_daemon_thread, within
 from actors.pipeline_choice import PipelineChoice
 from actors.pipeline_client import PipelineClient
 from actors.rate_limits import RateLimits
@@ -42,6 +44,7 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 
 _DRAIN_POLL_S = 0.05
 _LAST_BYTES_S = 0.25
+_FLUSH_S = 2.0
 
 
 def _share(per_minute: int | None, replicas: int) -> float | None:
@@ -150,17 +153,21 @@ class Ingress:
         self._source.give_up()
         # The last bytes of the last answer are still on their way through the proxy.
         await asyncio.sleep(_LAST_BYTES_S)
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.flush)
+        await self._flush_traces()
         return unfinished
 
     async def __del__(self) -> None:
         """Serve calls this when the replica goes; what it has to tell goes out first."""
         if hasattr(self, "_exporting"):
             self._exporting.set()
-        tracer: RequestTracer | None = getattr(self, "_tracer", None)
-        if tracer is not None:
-            await asyncio.to_thread(tracer.flush)
+        if hasattr(self, "_tracer"):
+            await self._flush_traces()
+
+    async def _flush_traces(self) -> None:
+        """The end does not wait for long for a collector that is gone."""
+        if self._tracer is not None:
+            with suppress(TimeoutError):
+                await within(_FLUSH_S, in_daemon_thread(self._tracer.flush))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware answers with X-Request-Id, and `serve_middlewares` around it.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _DELAY_MS = 1000  # spans wait so long for others to go with
-_FLUSH_MS = 2000
 
 Phase = tuple[str, float, float]  # a span's name, and from when to when
 
@@ -95,8 +94,8 @@ class RequestTracer:
         return attributes
 
     def flush(self) -> None:
-        """Send what waits; takes up to two seconds. Any thread."""
-        self._provider.force_flush(_FLUSH_MS)
+        """Send what waits. Any thread; where nobody takes it, it tries for some ten seconds."""
+        self._provider.force_flush()
 
     def close(self) -> None:
         """Send what waits, and end."""
