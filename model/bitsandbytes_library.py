@@ -8,8 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 
 # They tell that an optional package is missing, and of a conversion on every product.
 _TALKATIVE = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,12 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from model.bitsandbytes_config import BitsAndBytes, read_bitsandbytes
-from model.head import FAMILIES, ModelHead, ProblemType, architectures_of
-from model.ranks import Ranks, read_ranks, refuse_unknown
-from model.raw_files import PARAMS_FILE
+from model.bitsandbytes_config import BitsAndBytes
 from model.config_file import ConfigError, first_error, read_object
 from model.config_values import config_file, from_params, in_params_words, values_of
+from model.head import ModelHead
+from model.ranks import Ranks, refuse_unknown
+from model.raw_files import PARAMS_FILE
 
 Size = Annotated[int, Field(ge=1)]
 FrozenRanks = Annotated[Mapping[str, Size], AfterValidator(Ranks), PlainSerializer(dict)]

@@ -22,8 +22,8 @@ from actors.model_plan import check_checkpoint
 from configs.schema import WindroseConfig
 from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix
 from model.checkpoint import Checkpoint
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.projection import project, project_together
 from model.shards import CheckpointError
 from tests.bitsandbytes_checkpoints import (

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.head import ModelHead
 
 V4: dict[str, Any] = {

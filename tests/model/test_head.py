@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from actors.model_plan import check_checkpoint
 from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.head import ModelHead
 from model.loading import load_decoder
 from model.pooling import MeanSoFar, Pooler

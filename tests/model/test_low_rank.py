@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from model.checkpoint import Checkpoint
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.low_rank_experts import LowRankExpert
 from model.projection import Factors, project, project_together

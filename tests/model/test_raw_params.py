@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.raw_params import config_values
 from tests.checkpoints import write_tokenizer
 

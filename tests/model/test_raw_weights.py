@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import Checkpoint
-from model.config_file import ConfigError
 from model.config import ModelConfig
+from model.config_file import ConfigError
 from model.fingerprint import weights_fingerprint
 from model.shards import CheckpointError
 from model.weights import attention_keys, expected_shapes, expert_keys
