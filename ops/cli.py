@@ -10,21 +10,13 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
-from ops.compress.settings import (
-    COMPRESS_EXAMPLES,
-    add_compress_arguments,
-    compress_settings,
-)
+from ops.checkpoint_commands import add_checkpoint_commands
+from ops.command_line import EXIT_INTERRUPTED, EXIT_USAGE, Run, failed
 from ops.experts_flags import EXPERTS_EXAMPLES, add_experts_arguments, change_body
-from ops.model_flags import (
-    CONVERT_EXAMPLES,
-    INSPECT_EXAMPLES,
-    add_convert_arguments,
-    add_inspect_arguments,
-)
 from ops.server_url import add_api_key, add_url, admin_api_key_of, api_key_of
 from ops.watch_flags import (
     GRAFANA_EXAMPLES,
@@ -32,9 +24,6 @@ from ops.watch_flags import (
     add_top_arguments,
     grafana_token,
 )
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as shells show SIGINT
 
 _EXAMPLES = """\
 examples:
@@ -91,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = _parser(argv).parse_known_args(argv)
     if unknown:
         args.parser.error(f"unknown: {' '.join(unknown)}")
-    run: Callable[[argparse.Namespace], int] = args.run
+    run: Run = args.run
     try:
         return run(args)
     except KeyboardInterrupt:
@@ -115,19 +104,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, parser_class=_OneLineErrors
     )
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], about: str, epilog: str | None = None
-    ) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=about,
-            description=about[0].upper() + about[1:] + ".",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        added.set_defaults(run=run, parser=added)
-        return added
+    command = partial(_add_command, commands)
 
     serve = command("serve", _serve, "serve a checkpoint over HTTP", _SERVE_EXAMPLES)
     if argv[:1] == ["serve"]:
@@ -165,28 +142,29 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add_api_key(top)
     add_top_arguments(top)
 
-    convert = command(
-        "convert", _convert, "turn Mistral's own weight files into Hugging Face's", CONVERT_EXAMPLES
-    )
-    add_convert_arguments(convert)
-    inspect = command(
-        "inspect",
-        _inspect,
-        "show what a checkpoint is, what each role holds, and which topologies fit",
-        INSPECT_EXAMPLES,
-    )
-    add_inspect_arguments(inspect)
-
-    compress = command(
-        "compress",
-        _compress,
-        "make a smaller checkpoint of a Mixtral: its experts as low-rank factors",
-        COMPRESS_EXAMPLES,
-    )
-    add_compress_arguments(compress)
+    add_checkpoint_commands(command)
 
     command("version", _print_version, "print the version")
     return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[_OneLineErrors],
+    name: str,
+    run: Run,
+    about: str,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    added.set_defaults(run=run, parser=added)
+    return added
 
 
 def _finite(text: str) -> float:
@@ -202,7 +180,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         config = serve_config(args)
     except (ValueError, OSError) as error:
-        return _failed("serve", error, EXIT_USAGE)
+        return failed("serve", error, EXIT_USAGE)
     from ops.serve import serve
 
     return serve(config)
@@ -219,7 +197,7 @@ def _chat(args: argparse.Namespace) -> int:
                 return ask(client, settings, " ".join(args.prompt))
             return converse(client, settings)
     except ServerError as error:
-        return _failed("chat", error)
+        return failed("chat", error)
 
 
 def _experts(args: argparse.Namespace) -> int:
@@ -235,9 +213,9 @@ def _experts(args: argparse.Namespace) -> int:
         form: Form = "json" if args.json else "repeats" if args.repeat_rate else "load"
         return show_experts(args.url, api_key, layer=args.layer, form=form)
     except ServerError as error:
-        return _failed("experts", error)
+        return failed("experts", error)
     except ValueError as error:
-        return _failed("experts", error, EXIT_USAGE)
+        return failed("experts", error, EXIT_USAGE)
 
 
 def _change(args: argparse.Namespace) -> int:
@@ -251,7 +229,7 @@ def _change(args: argparse.Namespace) -> int:
         body = change_body(args)
         return change_placement(args.url, api_key, args.change, body, as_json=args.json)
     except ServerError as error:
-        return _failed(f"experts {args.change}", error)
+        return failed(f"experts {args.change}", error)
 
 
 def _push(args: argparse.Namespace) -> int:
@@ -260,9 +238,9 @@ def _push(args: argparse.Namespace) -> int:
     try:
         return push(args.url, grafana_token(args))
     except PushError as error:
-        return _failed("grafana push", error)
+        return failed("grafana push", error)
     except ValueError as error:
-        return _failed("grafana push", error, EXIT_USAGE)
+        return failed("grafana push", error, EXIT_USAGE)
 
 
 def _top(args: argparse.Namespace) -> int:
@@ -278,41 +256,9 @@ def _top(args: argparse.Namespace) -> int:
             once=args.once,
         )
     except ServerError as error:
-        return _failed("top", error)
+        return failed("top", error)
     except ValueError as error:
-        return _failed("top", error, EXIT_USAGE)
-
-
-def _convert(args: argparse.Namespace) -> int:
-    from ops.convert import run_convert
-
-    try:
-        return run_convert(args.source, args.target, args.max_shard_size)
-    except (ValueError, OSError) as error:
-        return _failed("convert", error)
-
-
-def _compress(args: argparse.Namespace) -> int:
-    from ops.compress.command import run_compress
-
-    try:
-        return run_compress(compress_settings(args), json_report=args.json)
-    except (ValueError, OSError) as error:
-        return _failed("compress", error)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from ops.inspect_model import run_inspect
-
-    try:
-        return run_inspect(args.model, args.memory_per_device, as_json=args.json)
-    except (ValueError, OSError) as error:
-        return _failed("inspect", error)
-
-
-def _failed(command: str, error: Exception, status: int = 1) -> int:
-    print(f"windrose {command}: {error}", file=sys.stderr)
-    return status
+        return failed("top", error, EXIT_USAGE)
 
 
 def _print_version(_args: argparse.Namespace) -> int:

@@ -14,9 +14,7 @@ from ops.bench.arguments import Benches, count
 from ops.bench.figure import MEASURES, figure_svg, saved_line
 from ops.bench.report import Report, emit
 from ops.client import ServerError
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as shells show SIGINT
+from ops.command_line import EXIT_INTERRUPTED, EXIT_USAGE
 
 _EXAMPLES = """\
 examples:

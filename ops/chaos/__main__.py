@@ -26,10 +26,8 @@ from ops.chaos.result import Found, Settings
 from ops.chaos.served import serving
 from ops.chaos.trial import run
 from ops.client import ServerError
+from ops.command_line import EXIT_INTERRUPTED, EXIT_USAGE
 from ops.server_url import add_api_key, api_key_of
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # as shells show SIGINT
 
 _EXAMPLES = """\
 The actors must be processes of this machine, and this user's.

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from cluster.start_phases import phases_line
-from ops.bench.__main__ import EXIT_INTERRUPTED, main
+from ops.bench.__main__ import main
 from ops.bench.startup import without_paths
+from ops.command_line import EXIT_INTERRUPTED
 from tests.ops.bench_runs import check_envelope, check_summary, run, stub_command
 
 

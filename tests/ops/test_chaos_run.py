@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ops.chaos import trial
-from ops.chaos.__main__ import EXIT_USAGE, main
+from ops.chaos.__main__ import main
+from ops.command_line import EXIT_USAGE
 from tests.ops.chaos_stub import HEAD, LAST_CHUNK, Stub, chaos_stub, chunk, event
 
 ARGS = (
