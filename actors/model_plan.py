@@ -209,9 +209,7 @@ def plan_model(
         or default_threads(
             os.cpu_count() or 1,
             num_ranks,
-            waits_for_all=dtype != "bfloat16"
-            or model.bitsandbytes is not None
-            or load_binary() is None,
+            waits_for_all=dtype != "bfloat16" or model.needs_openmp or load_binary() is None,
         ),
         micro_batches=config.micro_batches,
         bits=_BITS[config.quantization],

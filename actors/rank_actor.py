@@ -73,6 +73,11 @@ class RankActor:
 
     def _import(self, calm: bool) -> None:
         _import_all(calm)
+        plan: ModelPlan = pickle.loads(self._packed_plan)
+        if plan.model.bitsandbytes is not None:
+            from model.bitsandbytes_library import load_library
+
+            load_library()
         self._times = replace(self._times, imported_s=time.time())
 
     @ray.method
@@ -106,8 +111,7 @@ class RankActor:
         from model.cpu_kernels.library import use_threads
 
         plan: ModelPlan = pickle.loads(self._packed_plan)
-        by_library = plan.model.bitsandbytes is not None
-        use_threads(plan.threads, plan.torch_dtype, others_too=by_library)
+        use_threads(plan.threads, plan.torch_dtype, others_too=plan.model.needs_openmp)
         device = torch.device(self._identity.device)
         self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
         life.phase = "loading"

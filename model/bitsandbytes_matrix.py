@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from model.bitsandbytes_layout import parts_of, state_part
 from model.bitsandbytes_library import load_library
 from model.checkpoint import Checkpoint
+from model.quantization import QuantizedMatrix
 from model.shards import CheckpointError
 
 _PACKED_OUTPUTS = 32  # the library's kernel for bf16 on CPUs takes outputs in such groups
@@ -86,6 +87,15 @@ class EightBitMatrix:
         library = load_library().functional
         dense_OI: torch.Tensor = library.int8_vectorwise_dequant(self.numbers_OI, self.scales_O)
         return dense_OI.to(self.dtype)
+
+    def as_rounded(self) -> QuantizedMatrix:
+        """The same as what the project's own kernels take.
+
+        Where they run they are several times faster than the library's, and round no rows.
+        """
+        return QuantizedMatrix(
+            8, self.numbers_OI, self.scales_O.float().unsqueeze(1) / 127, self.dtype
+        )
 
     def project(self) -> EightBitLinear:
         """What multiplies by it."""

@@ -96,6 +96,11 @@ class ModelConfig(BaseModel):
         """Whether every layer has one feed-forward block instead of experts."""
         return not self.num_experts
 
+    @property
+    def needs_openmp(self) -> bool:
+        """Whether products are bitsandbytes' own even where the project's kernels run."""
+        return self.bitsandbytes is not None and self.bitsandbytes.bits == 4
+
     @classmethod
     def from_dir(cls, path: str | Path, *, generation_config: bool = True) -> ModelConfig:
         """Reads config.json as transformers 4 or 5 writes it, and generation_config.json's EOS ids.

@@ -18,6 +18,7 @@ from model.attention import Attention
 from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix, read_matrix
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
+from model.cpu_kernels.library import kernels_for
 from model.decoder import DecoderLayer, DecoderWeights
 from model.experts import AnyExpert, ExpertShard, make_expert
 from model.gate import Gate
@@ -77,11 +78,16 @@ class _Reader:
 
         None: to the bits of all; 16: not at all.
         """
+        if self._is_quantized(key):
+            stored = self._quantized(key)
+            if isinstance(stored, EightBitMatrix) and kernels_for(stored) is not None:
+                return stored.as_rounded()
+            return stored
         bits = self._bits if bits is None else bits
         if matrix_name(key) in self._ranks:
             first, second = factor_keys(key)
             return Factors(self._one(first, bits), self._one(second, bits))
-        return self._quantized(key) if self._is_quantized(key) else self._one(key, bits)
+        return self._one(key, bits)
 
     def _one(self, key: str, bits: int) -> torch.Tensor | QuantizedMatrix:
         return self(key) if bits == 16 else self._rounded(key, bits)
