@@ -237,3 +237,18 @@ def test_each_role_reads_its_own_tensors_and_no_byte_more(directory: Path) -> No
         assert sum(read) == shard.num_bytes == 2 * held * one_expert
         total += shard.num_bytes
     assert total == len(all_experts(plan)) * one_expert
+
+
+def test_quantized_weights_are_kept_beside_the_checkpoint_or_where_told(tmp_path: Path) -> None:
+    one, other = (make_checkpoint(tmp_path / name / "model") for name in ("one", "other"))
+
+    def where(model_dir: Path, **settings: Any) -> str | None:
+        return plan_model(WindroseConfig(model=str(model_dir), **settings), "cpu").cache_dir
+
+    assert where(one) is None
+    assert where(one, quantization_cache=str(tmp_path)) is None
+    assert where(one, quantization="int8") == ".windrose"  # beside it, wherever that lies
+    assert where(one, quantization="int8", quantization_cache="none") is None
+    told = {"quantization": "int4", "quantization_cache": str(tmp_path)}
+    places = {where(model_dir, **told) for model_dir in (one, other)}
+    assert len(places) == 2 and {Path(str(place)).parent for place in places} == {tmp_path}

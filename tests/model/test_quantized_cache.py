@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.loading
-from actors.engine_build import all_experts, colocated_engine
-from configs.schema import WindroseConfig
+from actors.engine_build import colocated_engine
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.loading import load_decoder, load_experts
@@ -290,21 +289,3 @@ def test_what_dead_writers_left_is_removed(directory: Path, tmp_path: Path) -> N
     os.utime(old, (0, 0))
     QuantizedCache(tmp_path, Checkpoint(directory)).remove_abandoned()
     assert list((tmp_path / "int8").iterdir()) == [new]
-
-
-def test_where_it_is_kept(directory: Path, tmp_path: Path) -> None:
-    def where(model_dir: Path = directory, **settings: Any) -> str | None:
-        return tiny_plan(model_dir, **settings).cache_dir
-
-    assert where() is None
-    assert where(quantization_cache=str(tmp_path)) is None
-    assert where(quantization="int8") == ".windrose"  # beside the checkpoint, wherever that lies
-    assert where(quantization="int8", quantization_cache="none") is None
-    other = make_checkpoint(tmp_path / "other" / directory.name, **TINY)
-    two = {
-        where(one, quantization="int4", quantization_cache=str(tmp_path))
-        for one in (directory, other)
-    }
-    assert len(two) == 2 and all(Path(str(one)).parent == tmp_path for one in two)
-    assert WindroseConfig(model="m").quantization_cache == "auto"
-    assert len(all_experts(tiny_plan(directory))) == 6
