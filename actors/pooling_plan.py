@@ -21,7 +21,7 @@ from actors.waiting_line import Place
 from model.head import Pooling
 from model.sampling_params import SamplingParams
 
-_NO_TOKENS = SamplingParams(max_tokens=1, seed=0)
+_NO_TOKENS = SamplingParams(max_tokens=0, seed=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class RunningSequence:
             request=request,
             request_id=request.request_id,
             turn=(request.priority, request.arrival_s, number),
-            max_len=min(len(prompt) + params.max_tokens, longest + 1),
+            max_len=min(len(prompt) + max(1, params.max_tokens), longest + 1),
             eos_ids=eos_ids,
             stop_ids=eos_ids.union(params.stop_token_ids),
             num_prompt_tokens=len(prompt),

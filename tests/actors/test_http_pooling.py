@@ -14,6 +14,7 @@ from actors.errors import Unavailable
 from actors.messages import GenerateRequest, TokenEvent
 from actors.metric_table import FINISHED, GENERATION_TOKENS, PROMPT_TOKENS
 from actors.openai_schema import INT64
+from actors.pipeline_choice import fits
 from actors.rate_limits import RateLimits
 from actors.request_fields import MAX_INPUTS
 from actors.serving_state import ServingState
@@ -79,6 +80,7 @@ def test_inputs_are_texts_or_token_ids_one_or_many() -> None:
     whole = (bos, *hi, eos)
     assert got == [whole, whole, whole, (5, 6), (5,), (6, 7), tuple(hi), (5,) * MAX_MODEL_LEN]
     assert {request.pooling for request in source_of(state).requests} == {"mean"}
+    assert all(fits(one, "w-a", MAX_MODEL_LEN) for one in source_of(state).requests)
     assert [request.priority for request in source_of(state).requests] == [-3] * 6 + [0] * 2
 
 

@@ -27,7 +27,7 @@ from tests.greedy_reference import MAX_MODEL_LEN, make_prompts, tiny_plan
 CPU = torch.device("cpu")
 CHUNK = 16
 LENGTHS = (33, 1, 90, 2, 16, 17, 55, MAX_MODEL_LEN)
-PARAMS = SamplingParams(max_tokens=1, seed=0)
+PARAMS = SamplingParams(max_tokens=0, seed=0)
 
 SHAPES: dict[str, dict[str, Any]] = {
     "mixtral-embed": {"head": "Model"},
