@@ -37,7 +37,8 @@ def check_envelope(line: dict[str, Any]) -> None:
 
 def check_summary(figure: dict[str, Any], rounds: int) -> None:
     assert len(figure["rounds"]) == rounds
-    assert 0 < figure["min"] <= figure["median"] <= figure["max"]
+    # Zero: where this process is slow to read, two tokens of a stream come at once.
+    assert 0 <= figure["min"] <= figure["median"] <= figure["max"] > 0
 
 
 def stub_command(*flags: object, port: object = "{port}") -> tuple[str, ...]:
