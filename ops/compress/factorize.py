@@ -29,7 +29,7 @@ def spectrum(weight_OI: torch.Tensor) -> Spectrum:
     Raises:
         ValueError: a weight is not finite.
     """
-    values: np.ndarray = torch.linalg.svdvals(_finite(weight_OI)).cpu().numpy()
+    values: np.ndarray = torch.linalg.svdvals(_tall(_finite(weight_OI))).cpu().numpy()
     return Spectrum.of(Shape(*weight_OI.shape), values)
 
 
@@ -42,12 +42,26 @@ def factorize(weight_OI: torch.Tensor, rank: int) -> Factorized:
         ValueError: a weight is not finite.
     """
     exact_OI = _finite(weight_OI)
-    left_OK, values_K, right_KI = torch.linalg.svd(exact_OI, full_matrices=False)
+    left_OK, values_K, right_KI = _decompose(exact_OI)
     roots_R = values_K[:rank].sqrt()
     first_RI = (roots_R[:, None] * right_KI[:rank]).to(weight_OI.dtype)
     second_OR = (left_OK[:, :rank] * roots_R).to(weight_OI.dtype)
     missed_OI = exact_OI - second_OR.float() @ first_RI.float()
     return Factorized(first_RI, second_OR, _squared(missed_OI), _squared(exact_OI))
+
+
+def _decompose(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    left, values, right = torch.linalg.svd(_tall(weight_OI), full_matrices=False)
+    return (right.T, values, left.T) if _is_wide(weight_OI) else (left, values, right)
+
+
+def _tall(weight: torch.Tensor) -> torch.Tensor:
+    """The matrix, or its transpose: LAPACK takes twice as long for a wide one as for a tall one."""
+    return weight.T.contiguous() if _is_wide(weight) else weight
+
+
+def _is_wide(weight: torch.Tensor) -> bool:
+    return weight.shape[0] < weight.shape[1]
 
 
 def squared_norm(weight_OI: torch.Tensor) -> float:
