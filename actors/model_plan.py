@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from actors.hub import HubModel
 from actors.hub_access import OnFetch
-from actors.scheduler_limits import SchedulerLimits
+from actors.scheduling.scheduler_limits import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.bitsandbytes_library import require_library
 from model.checkpoint import Checkpoint

@@ -16,13 +16,13 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.deployment import Application
 
-from actors.api_keys import read_keys, without_keys
+from actors.http.api_keys import read_keys, without_keys
+from actors.http.trace_endpoint import trace_endpoint
 from actors.hub import find_model
-from actors.ingress import Ingress
+from actors.ingress.ingress import Ingress
+from actors.ingress.request_router import ByPipeline
 from actors.model_plan import plan_model
-from actors.request_router import ByPipeline
-from actors.router import Router
-from actors.trace_endpoint import trace_endpoint
+from actors.pipeline.router import Router
 from cluster.autoscaling import ScalingPolicy
 from cluster.head import on_head
 from cluster.placement import (

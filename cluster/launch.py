@@ -14,9 +14,9 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
-from actors.actor_stats import ActorStats
 from actors.naming import namespace_of
-from actors.router import Router
+from actors.pipeline.router import Router
+from actors.ranks.actor_stats import ActorStats
 from cluster.app import assemble, device_here
 from cluster.placement import deployment_bundles
 from cluster.room import Start

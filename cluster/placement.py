@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.bundles import Resources, actor_bundles
+from actors.pipeline.bundles import Resources, actor_bundles
 from configs.schema import WindroseConfig
 
 ROUTER_CPUS = 0.1

@@ -10,7 +10,7 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util import placement_group_table
 
-from actors.bundles import Resources
+from actors.pipeline.bundles import Resources
 from cluster.autoscaler import Autoscaler, find_autoscaler
 from cluster.shortage import Node, Shortage, shortage
 

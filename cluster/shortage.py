@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.bundles import ACCELERATOR, Resources
+from actors.pipeline.bundles import ACCELERATOR, Resources
 
 _UNITS = 10_000
 

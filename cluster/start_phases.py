@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from actors.start_times import StartTimes
+from actors.ranks.start_times import StartTimes
 
 Phases = dict[str, float]  # seconds, in the order of their ends; they add up to the whole start
 

@@ -162,10 +162,10 @@ def _check(config: WindroseConfig) -> tuple[WindroseConfig, ModelConfig, bool]:
     Returns the settings, a model on the hub bound to its commit; the checkpoint's config; and
     whether it has a chat format.
     """
-    from actors.api_keys import read_keys
+    from actors.http.api_keys import read_keys
+    from actors.http.trace_endpoint import trace_endpoint
     from actors.hub import find_model
     from actors.model_plan import check_checkpoint, model_directory
-    from actors.trace_endpoint import trace_endpoint
     from model.chat_template import NoFormat, chat_format
     from model.tokenizer import Tokenizer
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.engine import Engine
 from actors.messages import GenerateRequest, TokenEvent
 from actors.model_plan import ModelPlan, plan_model
+from actors.ranks.engine import Engine
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
 from model.kv_size import block_bytes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.rendezvous import host_store
+from actors.ranks.rendezvous import host_store
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange
 from ops.bench.dispatch_ranks import (

@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from actors.process_group import join
-from actors.rendezvous import Rendezvous
+from actors.ranks.process_group import join
+from actors.ranks.rendezvous import Rendezvous
 from model.exchange import Exchange, Message, Ranks
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
+from actors.ranks.engine_build import colocated_engine
 from model.sampling_params import SamplingParams
 from ops.bench.burst import Arrival, Burst
 

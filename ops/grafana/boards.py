@@ -1,6 +1,7 @@
 """The four dashboards. `python -m ops.grafana.boards` writes their JSON to ops/grafana/dashboards.
 
-Queries read the metrics of actors/metric_table.py and the rules of ops/prometheus/recording.yml.
+Queries read the metrics of actors/metrics/metric_table.py and the rules of
+ops/prometheus/recording.yml.
 """
 
 from __future__ import annotations

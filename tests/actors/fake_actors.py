@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.actor_stats import ActorIdentity, ActorStats, Phase
 from actors.patience import forget
-from actors.rendezvous import Rendezvous
+from actors.ranks.actor_stats import ActorIdentity, ActorStats, Phase
+from actors.ranks.rendezvous import Rendezvous
 from model.placement import Pair
 from tests.actors.fake_epochs import FakeEpoch, FakeLoop
 

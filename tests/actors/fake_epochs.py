@@ -1,8 +1,8 @@
 """What a rank's loop does over epochs, without a thread: the half of `fake_actors` that moves.
 
-Follows `actors/epochs.py`, `actors/step_loop.py` and `actors/rank_life.py`: an epoch that is
-offered begins once the one before is left; a lost peer makes all leave; a move is one step at
-which all attention ranks have been told the same epoch.
+Follows `actors/ranks/epochs.py`, `actors/ranks/step_loop.py` and `actors/ranks/rank_life.py`: an
+epoch that is offered begins once the one before is left; a lost peer makes all leave; a move is
+one step at which all attention ranks have been told the same epoch.
 """
 
 from __future__ import annotations

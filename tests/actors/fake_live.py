@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from actors.crew import Crew
-from actors.groups import Groups
-from actors.live_placement import LivePlacement, Outcome
-from actors.placement_messages import (
+from actors.pipeline.crew import Crew
+from actors.pipeline.groups import Groups
+from actors.pipeline.live_placement import LivePlacement, Outcome
+from actors.placement.placement_messages import (
     ChangeRefused,
     ChangeReport,
     PlacementChange,

@@ -12,15 +12,15 @@ from unittest import mock
 
 from ray.util.placement_group import PlacementGroup
 
-from actors.bundles import Kind, Role
-from actors.crew import Crew
-from actors.groups import Groups
 from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
-from actors.pipeline import Pipeline
-from actors.placement_messages import ChangeReport, Replicate
-from actors.scheduler import SchedulerLimits
-from actors.spawn import Member, Spawner
+from actors.pipeline.bundles import Kind, Role
+from actors.pipeline.crew import Crew
+from actors.pipeline.groups import Groups
+from actors.pipeline.pipeline import Pipeline
+from actors.pipeline.spawn import Member, Spawner
+from actors.placement.placement_messages import ChangeReport, Replicate
+from actors.scheduling.scheduler import SchedulerLimits
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
 from model.sampling_params import SamplingParams
@@ -50,9 +50,9 @@ MODEL = ModelConfig(
 def faked(world: World) -> Iterator[None]:
     """Spawner, node address and store are the fakes'."""
     with (
-        mock.patch("actors.pipeline.Spawner", lambda *_: FakeSpawner(world)),
+        mock.patch("actors.pipeline.pipeline.Spawner", lambda *_: FakeSpawner(world)),
         mock.patch("ray.util.get_node_ip_address", lambda: "host"),
-        mock.patch("actors.groups.host_store", lambda *_: SimpleNamespace(port=1)),
+        mock.patch("actors.pipeline.groups.host_store", lambda *_: SimpleNamespace(port=1)),
     ):
         yield
 

@@ -19,14 +19,14 @@ import openai
 import uvicorn
 from sentencepiece import SentencePieceProcessor
 
-from actors.errors import ApiError
-from actors.http_api import create_api
+from actors.http.api import create_api
+from actors.http.errors import ApiError
+from actors.http.request_metrics import RequestMetrics
+from actors.http.serving_state import ServingState
 from actors.messages import GenerateRequest, TokenEvent
-from actors.metric_table import RUNNING
-from actors.metrics_text import metrics_text
-from actors.placement_messages import ChangeReport, PlacementChange
-from actors.request_metrics import RequestMetrics
-from actors.serving_state import ServingState
+from actors.metrics.metric_table import RUNNING
+from actors.metrics.metrics_text import metrics_text
+from actors.placement.placement_messages import ChangeReport, PlacementChange
 from model.chat_template import InstructFormat
 from model.tokenizer import Tokenizer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from actors.actor_stats import ActorIdentity
-from actors.pipeline_report import BalanceReport, PipelineReport
-from actors.recovery_log import RecoveryLog
+from actors.pipeline.pipeline_report import BalanceReport, PipelineReport
+from actors.pipeline.recovery_log import RecoveryLog
+from actors.ranks.actor_stats import ActorIdentity
 
 
 def report(name: str, **fields: Any) -> PipelineReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.messages import TokenEvent
-from actors.scheduler import Scheduler, StepPlan
+from actors.scheduling.scheduler import Scheduler, StepPlan
 
 
 def finish(scheduler: Scheduler, plan: StepPlan, token: int = 7) -> list[TokenEvent]:

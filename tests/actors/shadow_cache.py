@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from actors.sequence import RunningSequence
+from actors.scheduling.sequence import RunningSequence
 
 Prefix = tuple[int, ...]
 

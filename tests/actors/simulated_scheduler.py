@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from actors.messages import GenerateRequest, TokenEvent
-from actors.scheduler import (
+from actors.scheduling.scheduler import (
     RunningSequence,
     ScheduledChunk,
     Scheduler,

@@ -7,10 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.admin_api import BODIES
-from actors.errors import ApiError, BadRequest, Conflict, Unavailable
-from actors.http_api import create_api
-from actors.placement_messages import (
+from actors.http.admin_api import BODIES
+from actors.http.api import create_api
+from actors.http.errors import ApiError, BadRequest, Conflict, Unavailable
+from actors.http.waiting_line import LineLimits, WaitingLine
+from actors.placement.placement_messages import (
     ChangeReport,
     Drop,
     Move,
@@ -19,7 +20,6 @@ from actors.placement_messages import (
     Replicate,
     Scale,
 )
-from actors.waiting_line import LineLimits, WaitingLine
 from tests.actors.http_serving import FakeSource, make_state, says, serving, source_of
 
 REPORT = ChangeReport(

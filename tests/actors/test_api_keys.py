@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.api_keys import read_keys, without_keys
-from actors.doors import digest
+from actors.http.api_keys import read_keys, without_keys
+from actors.http.doors import digest
 from configs.schema import WindroseConfig
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.assignment import Assigner
 from actors.messages import GenerateRequest
+from actors.pipeline.assignment import Assigner
 from model.sampling_params import SamplingParams
 
 PARAMS = SamplingParams(4, seed=0)
@@ -127,7 +127,7 @@ def test_what_is_sent_again_is_remembered_for_longer() -> None:
 
 def test_one_actor_alone_costs_no_hash() -> None:
     assigner = Assigner(2)
-    with mock.patch("actors.assignment.extend_keys", side_effect=AssertionError):
+    with mock.patch("actors.pipeline.assignment.extend_keys", side_effect=AssertionError):
         assert assigner.assign(make_requests(*[[1] * 1000] * 3), {"a": 9}) == ["a"] * 3
 
 

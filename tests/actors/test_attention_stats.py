@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from actors.actor_stats import ActorIdentity, ActorStats
-from actors.attention import AttentionRank
-from actors.progress import Progress
+from actors.ranks.actor_stats import ActorIdentity, ActorStats
+from actors.ranks.attention import AttentionRank
+from actors.ranks.progress import Progress
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import greedy_requests, make_prompts, run_engine, tiny_plan
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from actors.balancer import decide, propose
-from actors.rank_loads import rank_loads
+from actors.placement.balancer import decide, propose
+from actors.placement.rank_loads import rank_loads
 from model.placement import ExpertPlacement, split_evenly
 
 Layer = tuple[tuple[int, ...], ...]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.crew import Crew
+from actors.pipeline.crew import Crew
 from model.shards import CheckpointError
 from tests.actors.fake_actors import HELD, World, task_error
 from tests.actors.fake_pipeline import FakeSpawner, actor_of, kinds

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actors.doors
-from actors.admin_api import BODIES
-from actors.doors import ANYBODY, Doors, KeyDigests, digest, is_loopback
-from actors.errors import ApiError, Forbidden, Unauthorized
+import actors.http.doors
+from actors.http.admin_api import BODIES
+from actors.http.doors import ANYBODY, Doors, KeyDigests, digest, is_loopback
+from actors.http.errors import ApiError, Forbidden, Unauthorized
 from tests.actors.http_serving import chat_body, make_state, serving, source_of
 
 KEYS = KeyDigests(api=(digest("sk-1"), digest("sk-2")), admin=(digest("root"),))
@@ -86,7 +86,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     class Watched:
         compare_digest = staticmethod(compare)
 
-    monkeypatch.setattr(actors.doors, "hmac", Watched)
+    monkeypatch.setattr(actors.http.doors, "hmac", Watched)
     for key in ("sk-1", "nonsense", "root"):
         compared.clear()
         with suppress(Unauthorized):

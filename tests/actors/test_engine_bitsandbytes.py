@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest
+from actors.ranks.engine_build import colocated_engine
 from model.checkpoint import Checkpoint
 from model.loading import load_decoder, load_experts
 from tests.actors.threaded_pipeline import CPU, running

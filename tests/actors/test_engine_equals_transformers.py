@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine_build import BuiltEngine, colocated_engine
+from actors.ranks.engine_build import BuiltEngine, colocated_engine
 from model.kv_cache import KVCache
 from model.step_batch import Chunk, build_batch
 from tests.checkpoints import make_checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.engine import Engine
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
+from actors.ranks.engine import Engine
+from actors.ranks.engine_build import colocated_engine
 from model.sampling_params import SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import generate, load_reference, tiny_plan

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.engine_build import all_experts, colocated_engine
-from actors.expert import ExpertRank
-from actors.progress import Progress
+from actors.ranks.engine_build import all_experts, colocated_engine
+from actors.ranks.expert import ExpertRank
+from actors.ranks.progress import Progress
 from model.checkpoint import Checkpoint
 from model.loading import load_decoder, load_experts
 from tests.actors.threaded_pipeline import running

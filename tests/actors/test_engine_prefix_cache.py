@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine import Engine
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
+from actors.ranks.engine import Engine
+from actors.ranks.engine_build import colocated_engine
 from model.sampling_params import SamplingParams
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.engine_build import colocated_engine
+from actors.ranks.engine_build import colocated_engine
 from model.quantization import quantize
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.engine_build import colocated_engine
+from actors.ranks.engine_build import colocated_engine
 from tests.actors.threaded_pipeline import running
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (

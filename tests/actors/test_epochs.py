@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from actors.epochs import Epoch, Epochs
-from actors.process_group import join
-from actors.rendezvous import Rendezvous, host_store
+from actors.ranks.epochs import Epoch, Epochs
+from actors.ranks.process_group import join
+from actors.ranks.rendezvous import Rendezvous, host_store
 from model.exchange import Exchange, LoopEnd, PeerLost, Ranks, all_move
 from model.placement import ExpertPlacement
 

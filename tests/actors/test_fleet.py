@@ -10,10 +10,10 @@ from unittest import mock
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.actor_stats import ActorStats
-from actors.fleet import Fleet
-from actors.pipeline_tally import PipelineTally
-from actors.request_metrics import RequestMetrics
+from actors.http.request_metrics import RequestMetrics
+from actors.ingress.fleet import Fleet
+from actors.pipeline.pipeline_tally import PipelineTally
+from actors.ranks.actor_stats import ActorStats
 from tests.actors.test_survey import actor, report
 
 

@@ -5,10 +5,10 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.gone_pipelines import folded
-from actors.metric_table import BY_NAME, METRICS
-from actors.metrics_text import metrics_text
-from actors.tally import Counts, Series, Value
+from actors.metrics.metric_table import BY_NAME, METRICS
+from actors.metrics.metrics_text import metrics_text
+from actors.metrics.tally import Counts, Series, Value
+from actors.pipeline.gone_pipelines import folded
 
 NAMES = ("a", "b", "c")
 COUNTED = [metric for metric in METRICS if metric.kind != "gauge"]

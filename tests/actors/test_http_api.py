@@ -6,9 +6,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.http_api import create_api
+from actors.http.api import create_api
+from actors.http.openapi_document import ANSWERS
 from actors.messages import GenerateRequest
-from actors.openapi_document import ANSWERS
 from model.chat_format import ChatMessage, render_instruct
 from tests.actors.http_serving import (
     MODEL,

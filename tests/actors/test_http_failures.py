@@ -3,9 +3,9 @@ from __future__ import annotations
 import openai
 import pytest
 
-from actors.errors import Overloaded, Unavailable
+from actors.http.errors import Overloaded, Unavailable
+from actors.http.waiting_line import LineLimits, WaitingLine
 from actors.messages import GenerateRequest, TokenEvent
-from actors.waiting_line import LineLimits, WaitingLine
 from tests.actors.http_serving import (
     MODEL,
     Step,

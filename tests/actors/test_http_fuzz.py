@@ -26,9 +26,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from actors.http_api import create_api
+from actors.http.api import create_api
+from actors.http.serving_state import ServingState
 from actors.messages import GenerateRequest
-from actors.serving_state import ServingState
 from model.head import ModelHead
 from tests.actors.http_serving import Step, chat_body, gives, make_state, says, serving, source_of
 

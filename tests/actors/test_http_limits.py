@@ -11,12 +11,12 @@ from time import perf_counter
 import httpx
 import pytest
 
-from actors.completion import Delta, until_deadline
-from actors.doors import Doors, KeyDigests, digest
-from actors.errors import DeadlineExceeded
+from actors.http.completion import Delta, until_deadline
+from actors.http.doors import Doors, KeyDigests, digest
+from actors.http.errors import DeadlineExceeded
+from actors.http.rate_limits import RateLimits
+from actors.http.waiting_line import LineLimits, WaitingLine
 from actors.messages import GenerateRequest, TokenEvent
-from actors.rate_limits import RateLimits
-from actors.waiting_line import LineLimits, WaitingLine
 from tests.actors.http_serving import (
     Script,
     Step,

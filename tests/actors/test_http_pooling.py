@@ -9,16 +9,16 @@ from typing import Any
 import openai
 import pytest
 
-from actors.doors import Doors, KeyDigests, digest
-from actors.errors import Unavailable
+from actors.http.doors import Doors, KeyDigests, digest
+from actors.http.errors import Unavailable
+from actors.http.openai_schema import INT64
+from actors.http.rate_limits import RateLimits
+from actors.http.request_fields import MAX_INPUTS
+from actors.http.serving_state import ServingState
+from actors.http.waiting_line import LineLimits, WaitingLine
 from actors.messages import GenerateRequest, TokenEvent
-from actors.metric_table import FINISHED, GENERATION_TOKENS, PROMPT_TOKENS
-from actors.openai_schema import INT64
-from actors.pipeline_choice import fits
-from actors.rate_limits import RateLimits
-from actors.request_fields import MAX_INPUTS
-from actors.serving_state import ServingState
-from actors.waiting_line import LineLimits, WaitingLine
+from actors.metrics.metric_table import FINISHED, GENERATION_TOKENS, PROMPT_TOKENS
+from actors.pipeline.pipeline_choice import fits
 from model.head import ModelHead
 from tests.actors.http_serving import (
     MAX_MODEL_LEN,

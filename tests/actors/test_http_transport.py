@@ -12,8 +12,8 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from actors.errors import BodyTooLarge
-from actors.http_transport import read_body, unless_disconnected
+from actors.http.errors import BodyTooLarge
+from actors.http.transport import read_body, unless_disconnected
 from actors.messages import GenerateRequest, TokenEvent
 from tests.actors.http_serving import Step, chat_body, make_state, serving, source_of
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.engine_build import colocated_engine
-from actors.expert import ExpertRank
 from actors.hub import HubModel, find_model
 from actors.hub_access import HubAccess, HubError
 from actors.model_plan import ModelPlan, check_checkpoint, model_directory, plan_model
-from actors.progress import Progress
+from actors.ranks.engine_build import colocated_engine
+from actors.ranks.expert import ExpertRank
+from actors.ranks.progress import Progress
 from configs.schema import WindroseConfig
 from model.checkpoint import files_of
 from model.fingerprint import commit_fingerprint

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import psutil
 
-from actors.interface import interface_of
-from actors.process_group import choose_interface
+from actors.ranks.interface import interface_of
+from actors.ranks.process_group import choose_interface
 
 
 def test_the_interface_that_has_the_address() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from actors.interruptions import Interruptions
 from actors.messages import TokenEvent
+from actors.ranks.interruptions import Interruptions
 
 
 def test_who_was_under_way_is_told_once_from_the_first_loss_to_the_last_step() -> None:

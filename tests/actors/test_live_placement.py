@@ -10,7 +10,7 @@ import asyncio
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.placement_messages import (
+from actors.placement.placement_messages import (
     ChangeReport,
     Drop,
     Move,

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from actors.load_window import BalancePolicy, Balancer, LoadWindow
+from actors.placement.load_window import BalancePolicy, Balancer, LoadWindow
 from model.placement import split_evenly
 
 EVEN = split_evenly(1, 4, [0, 1])

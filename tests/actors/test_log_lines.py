@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actors.log_lines import _OWN, LogSettings, about, is_own
-from actors.preemption_log import PreemptionLog
+from actors.scheduling.preemption_log import PreemptionLog
 from configs.schema import LogFormat, LogLevel
 
 

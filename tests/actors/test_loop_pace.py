@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.messages import GenerateRequest
-from actors.step_pace import StepPace
+from actors.scheduling.step_pace import StepPace
 from tests.actors.threaded_pipeline import ThreadedPipeline, running
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import greedy_requests, make_prompts, tiny_plan

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.metric_steps import increments, middles, observations
-from actors.metric_table import BY_NAME, ITL, METRICS, TTFT
-from actors.ray_metrics import RayExport
-from actors.request_metrics import RequestMetrics
-from actors.tally import Counts, Value
+from actors.http.request_metrics import RequestMetrics
+from actors.metrics.metric_steps import increments, middles, observations
+from actors.metrics.metric_table import BY_NAME, ITL, METRICS, TTFT
+from actors.metrics.ray_metrics import RayExport
+from actors.metrics.tally import Counts, Value
 
 HAPPENINGS = st.lists(
     st.tuples(st.sampled_from(["first", "more", "refused"]), st.floats(1e-4, 500.0)), max_size=30

@@ -6,10 +6,10 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.metric_table import BY_NAME, METRICS
-from actors.metrics_text import metrics_text
-from actors.request_metrics import RequestMetrics
-from actors.tally import Series, Value
+from actors.http.request_metrics import RequestMetrics
+from actors.metrics.metric_table import BY_NAME, METRICS
+from actors.metrics.metrics_text import metrics_text
+from actors.metrics.tally import Series, Value
 
 
 def test_every_metric_is_defined_once_and_said_what_it_is() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.micro_batches import ASK_EVERY, FEWEST_ROWS, MicroBatches, RunStep
+from actors.scheduling.micro_batches import ASK_EVERY, FEWEST_ROWS, MicroBatches, RunStep
 from model.overlap import LinearCost, OverlapCosts
 
 MANY = (64, 70, 100, 130, 256, 500)

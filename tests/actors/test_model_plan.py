@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine_build import all_experts, build_engine, colocated_engine
 from actors.model_plan import ModelPlan, default_threads, generation_defaults, plan_model
+from actors.ranks.engine_build import all_experts, build_engine, colocated_engine
 from configs.schema import GenerationConfig, WindroseConfig
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint

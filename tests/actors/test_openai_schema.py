@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.errors import BadRequest
-from actors.openai_schema import (
+from actors.http.errors import BadRequest
+from actors.http.openai_schema import (
     UNSUPPORTED,
     ChatRequest,
     CompletionRequest,

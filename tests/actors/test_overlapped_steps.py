@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors import micro_batches
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
+from actors.ranks.engine_build import colocated_engine
+from actors.scheduling import micro_batches
 from model.exchange import Message, PeerLost
 from model.feed_forward import MixtureOfExperts
 from tests.actors.threaded_pipeline import CPU, ThreadedPipeline, running

@@ -10,8 +10,8 @@ from unittest import mock
 
 import pytest
 
-from actors.live_placement import LivePlacement
-from actors.placement_messages import ChangeRefused, ChangeReport, Move, Scale
+from actors.pipeline.live_placement import LivePlacement
+from actors.placement.placement_messages import ChangeRefused, ChangeReport, Move, Scale
 from tests.actors.fake_actors import HELD
 from tests.actors.fake_pipeline import (
     Rig,

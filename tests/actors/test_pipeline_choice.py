@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.assignment import Assigner
 from actors.messages import GenerateRequest
-from actors.pipeline_choice import PipelineChoice, fits
+from actors.pipeline.assignment import Assigner
+from actors.pipeline.pipeline_choice import PipelineChoice, fits
 from model.sampling_params import SamplingParams
 from tests.actors.reports import report
 

@@ -14,15 +14,15 @@ from unittest import mock
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.assignment import Assigner
-from actors.errors import Unavailable
-from actors.fleet import Fleet
+from actors.http.errors import Unavailable
+from actors.http.request_metrics import RequestMetrics
+from actors.ingress.fleet import Fleet
+from actors.ingress.pipeline_client import PipelineClient
 from actors.messages import GenerateRequest, TokenEvent
 from actors.naming import weights_of
-from actors.pipeline_choice import PipelineChoice
-from actors.pipeline_client import PipelineClient
-from actors.pipeline_tally import PipelineView
-from actors.request_metrics import RequestMetrics
+from actors.pipeline.assignment import Assigner
+from actors.pipeline.pipeline_choice import PipelineChoice
+from actors.pipeline.pipeline_tally import PipelineView
 from model.sampling_params import SamplingParams
 from tests.actors.reports import report
 from tests.actors.virtual_time import run, turns
@@ -95,8 +95,8 @@ def clocked(world: World) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     clock = SimpleNamespace(monotonic=loop.time)
     with (
-        mock.patch("actors.pipeline_client.time", clock),
-        mock.patch("actors.fleet.time", clock),
+        mock.patch("actors.ingress.pipeline_client.time", clock),
+        mock.patch("actors.ingress.fleet.time", clock),
         mock.patch("ray.get_actor", lambda name, _: world.actors[name.split("/")[0]]),
     ):
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from actors.pipeline_load import PipelineLoad
+from actors.pipeline.pipeline_load import PipelineLoad
 from tests.actors.fake_pipeline import Rig, requests, supervised
 from tests.actors.virtual_time import run
 

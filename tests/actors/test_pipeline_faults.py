@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.placement_messages import ChangeRefused, Scale
+from actors.placement.placement_messages import ChangeRefused, Scale
 from model.shards import CheckpointError
 from tests.actors.fake_actors import HELD, task_error
 from tests.actors.fake_pipeline import Rig, faked, replicated, requests, settle, supervised

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from actors.placement_messages import (
+from actors.placement.placement_messages import (
     ChangeRefused,
     Drop,
     Move,
@@ -103,7 +103,9 @@ def test_a_death_as_a_part_of_a_change_ends_is_mended_at_once(
 def test_a_fault_in_what_looks_at_the_stats_does_not_hide_hangs() -> None:
     async def scenario() -> None:
         rig = Rig(2, 2)
-        with mock.patch("actors.balance_watch.BalanceWatch.look", side_effect=ZeroDivisionError):
+        with mock.patch(
+            "actors.pipeline.balance_watch.BalanceWatch.look", side_effect=ZeroDivisionError
+        ):
             async with supervised(rig) as supervisor:
                 await asyncio.sleep(3)
                 if not supervisor.done():  # else the pipeline is replaced as a whole

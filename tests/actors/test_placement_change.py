@@ -9,9 +9,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from actors.placement_change import difference, drop, move, replicate, spread
-from actors.placement_messages import ChangeRefused, Drop, Move, Replicate
-from actors.rank_loads import rank_loads
+from actors.placement.placement_change import difference, drop, move, replicate, spread
+from actors.placement.placement_messages import ChangeRefused, Drop, Move, Replicate
+from actors.placement.rank_loads import rank_loads
 from model.placement import ExpertPlacement, split_evenly
 
 RANKS = [2, 3, 4]

@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers
 
-from actors.engine import Engine
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
 from actors.model_plan import ModelPlan
+from actors.ranks.engine import Engine
+from actors.ranks.engine_build import colocated_engine
 from model.head import Pooling
 from model.sampling_params import SamplingParams
 from tests.actors.threaded_pipeline import running

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from actors.messages import GenerateRequest
-from actors.scheduler import RunningSequence, Scheduler, SchedulerLimits, StepPlan
+from actors.scheduling.scheduler import RunningSequence, Scheduler, SchedulerLimits, StepPlan
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.scheduler_steps import finish, step

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from actors.actor_stats import ActorStats
-from actors.crew import Crew
-from actors.groups import Groups
-from actors.pulse import Pulse
-from actors.rank_life import RankLife
+from actors.pipeline.crew import Crew
+from actors.pipeline.groups import Groups
+from actors.pipeline.pulse import Pulse
+from actors.ranks.actor_stats import ActorStats
+from actors.ranks.rank_life import RankLife
 from model.placement import ExpertPlacement
 from tests.actors.fake_actors import FakeActor, World
 from tests.actors.fake_pipeline import actor_of, faked, met

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.errors import Overloaded
-from actors.rate_limits import Bucket, RateLimits, duration
+from actors.http.errors import Overloaded
+from actors.http.rate_limits import Bucket, RateLimits, duration
 
 # Quarters of seconds, so that sums of them are exact.
 GAPS_S = st.integers(0, 200).map(lambda quarters: quarters / 4)

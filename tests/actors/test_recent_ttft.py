@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.recent_ttft import WINDOW_S, RecentTtft
+from actors.metrics.recent_ttft import WINDOW_S, RecentTtft
 
 
 def test_it_is_the_mean_of_the_first_tokens_in_the_window() -> None:

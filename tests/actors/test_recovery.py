@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.recovery import Answer, describe, in_force, losses, obstacle, retry_delay_s
+from actors.pipeline.recovery import Answer, describe, in_force, losses, obstacle, retry_delay_s
 from model.placement import ExpertPlacement, split_evenly
 
 # Two layers of three experts on ranks 2 and 3; expert 1 of layer 1 is on both.

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.doors import Doors, KeyDigests, digest
-from actors.errors import Unavailable
+from actors.http.doors import Doors, KeyDigests, digest
+from actors.http.errors import Unavailable
+from actors.http.rate_limits import RateLimits
+from actors.http.request_ids import usable
+from actors.http.serving_state import ServingState
 from actors.messages import GenerateRequest, TokenEvent
-from actors.rate_limits import RateLimits
-from actors.request_ids import usable
-from actors.serving_state import ServingState
 from tests.actors.http_serving import Step, chat_body, make_state, serving, source_of
 
 CHAT = "/v1/chat/completions"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from actors.doors import Doors, KeyDigests, digest
-from actors.errors import Unavailable
+from actors.http.doors import Doors, KeyDigests, digest
+from actors.http.errors import Unavailable
+from actors.http.request_log import request_level, write_line
+from actors.http.request_record import RequestRecord, SequenceRecord
+from actors.http.serving_state import ServingState
 from actors.messages import GenerateRequest, TokenEvent
-from actors.request_log import request_level, write_line
-from actors.request_record import RequestRecord, SequenceRecord
-from actors.serving_state import ServingState
 from tests.actors.http_serving import Step, chat_body, ids_of, make_state, says, serving
 from tests.actors.test_log_lines import written
 
@@ -59,7 +59,7 @@ def test_a_line_for_each_request_and_none_for_probes(stream: bool) -> None:
         "level": "info",
         "event": "request",
         "message": "",
-        "logger": "actors.request_log",
+        "logger": "actors.http.request_log",
         "process": "attention",
         "request_id": "r-1",
         "caller": f"key {digest('sk-1').hex()[:12]}",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ray.serve.request_router import PendingRequest
 
+from actors.ingress.request_router import ByPipeline
 from actors.naming import pipeline_name
-from actors.request_router import ByPipeline
 
 REPLICAS: list[Any] = [
     SimpleNamespace(replica_id=SimpleNamespace(unique_id=name)) for name in ("one", "two")

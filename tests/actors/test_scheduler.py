@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.messages import GenerateRequest, TokenEvent
-from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
+from actors.scheduling.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams, TokenLogprobs
 from tests.actors.scheduler_steps import finish, step

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from actors.messages import GenerateRequest
-from actors.scheduler import Scheduler, SchedulerLimits, StepPlan
+from actors.scheduling.scheduler import Scheduler, SchedulerLimits, StepPlan
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.timed_scheduler import Stream, play, straight

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from actors.messages import GenerateRequest
-from actors.scheduler import Scheduler, SchedulerLimits
+from actors.scheduling.scheduler import Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.timed_scheduler import Run, Stream, play, quantile, straight

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from actors.messages import GenerateRequest
-from actors.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
+from actors.scheduling.scheduler import ScheduledChunk, Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.scheduler_steps import step

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine import Engine
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
+from actors.ranks.engine import Engine
+from actors.ranks.engine_build import colocated_engine
 from model.config import ModelConfig
 from model.kv_size import blocks_in_sight
 from tests.checkpoints import make_checkpoint

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actors.step_costs import StepCosts, _most_rows, _size
+from actors.scheduling.step_costs import StepCosts, _most_rows, _size
 
 
 def calm_costs(*steps: tuple[int, float]) -> StepCosts:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from actors import step_loop
-from actors.engine_build import colocated_engine
 from actors.messages import GenerateRequest, TokenEvent
+from actors.ranks import step_loop
+from actors.ranks.engine_build import colocated_engine
 from tests.actors.threaded_pipeline import CPU, running
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from actors.step_pace import _DUE_EVERY, _STALE_STEPS, FLOOR_ROWS, StepPace
+from actors.scheduling.step_pace import _DUE_EVERY, _STALE_STEPS, FLOOR_ROWS, StepPace
 
 MAX_ROWS = 512
 Seconds = Callable[[int, int], float]

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.actor_stats import ActorIdentity, ActorStats
-from actors.metrics_text import metrics_text
-from actors.pipeline_report import BalanceReport, PipelineReport
-from actors.pipeline_tally import PipelineTally, actor_counts, shares
-from actors.recovery_log import Recovery, RecoveryLog
-from actors.start_times import StartTimes
-from actors.survey import balancedness, experts_json, total_tokens
-from actors.tally import added
+from actors.metrics.metrics_text import metrics_text
+from actors.metrics.tally import added
+from actors.pipeline.pipeline_report import BalanceReport, PipelineReport
+from actors.pipeline.pipeline_tally import PipelineTally, actor_counts, shares
+from actors.pipeline.recovery_log import Recovery, RecoveryLog
+from actors.pipeline.survey import balancedness, experts_json, total_tokens
+from actors.ranks.actor_stats import ActorIdentity, ActorStats
+from actors.ranks.start_times import StartTimes
 
 
 def actor(

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.histogram import Histogram
-from actors.tally import Series, Succession, Tally, Value, added, joined
+from actors.metrics.histogram import Histogram
+from actors.metrics.tally import Series, Succession, Tally, Value, added, joined
 
 SOURCES, SERIES = ("a", "b", "c"), (("x",), ("y", "1"))
 

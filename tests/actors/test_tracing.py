@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.errors import Unavailable
+from actors.http.errors import Unavailable
+from actors.http.request_record import RequestRecord, SequenceRecord
+from actors.http.trace_endpoint import trace_endpoint
+from actors.http.tracing import RequestTracer, otlp_tracer, phases, traces_url
 from actors.messages import GenerateRequest, TokenEvent
-from actors.request_record import RequestRecord, SequenceRecord
-from actors.trace_endpoint import trace_endpoint
-from actors.tracing import RequestTracer, otlp_tracer, phases, traces_url
 from configs.environment import OTLP_ENDPOINT
 from configs.schema import WindroseConfig
 from tests.actors.http_serving import MODEL, Step, chat_body, ids_of, make_state, serving
@@ -133,13 +133,13 @@ def test_where_traces_go() -> None:
 
 
 def test_a_missing_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.trace_endpoint._EXPORTER", "opentelemetry.nothing.here")
+    monkeypatch.setattr("actors.http.trace_endpoint._EXPORTER", "opentelemetry.nothing.here")
     with pytest.raises(ValueError, match=r"windrose\[otel\]"):
         trace_endpoint(WindroseConfig(model="m", otlp_endpoint="http://b:2"), {})
 
 
 def test_who_does_not_trace_imports_nothing_of_it() -> None:
-    code = "import sys, actors.http_api, actors.trace_endpoint;"
+    code = "import sys, actors.http.api, actors.http.trace_endpoint;"
     code += "print([name for name in sys.modules if name.startswith('opentelemetry.sdk.trace')])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.errors import Overloaded
-from actors.waiting_line import LineLimits, WaitingLine, retry_after_s
+from actors.http.errors import Overloaded
+from actors.http.waiting_line import LineLimits, WaitingLine, retry_after_s
 
 PROMPTS = st.lists(st.integers(1, 50), min_size=1, max_size=5)
 

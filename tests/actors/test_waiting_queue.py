@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 
 from actors.messages import GenerateRequest
-from actors.sequence import RunningSequence
-from actors.waiting_queue import WaitingQueue
+from actors.scheduling.sequence import RunningSequence
+from actors.scheduling.waiting_queue import WaitingQueue
 from model.sampling_params import SamplingParams
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from actors.engine import Engine
-from actors.engine_build import all_experts, build_engine, exact_dispatcher, expert_server
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.model_plan import ModelPlan
-from actors.process_group import join
-from actors.rendezvous import Rendezvous, host_store
-from actors.step_loop import StepLoop
+from actors.ranks.engine import Engine
+from actors.ranks.engine_build import all_experts, build_engine, exact_dispatcher, expert_server
+from actors.ranks.process_group import join
+from actors.ranks.rendezvous import Rendezvous, host_store
+from actors.ranks.step_loop import StepLoop
 from model.checkpoint import Checkpoint
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.exact_dispatch import ExactDispatcher

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from actors.messages import GenerateRequest
-from actors.scheduler import Scheduler, SchedulerLimits
+from actors.scheduling.scheduler import Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 

@@ -60,9 +60,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         loop.set_exception_handler(note)
         clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
         with (
-            mock.patch("actors.pulse.time", clock),
-            mock.patch("actors.balance_watch.time", clock),
-            mock.patch("actors.pipeline.time", clock),
+            mock.patch("actors.pipeline.pulse.time", clock),
+            mock.patch("actors.pipeline.balance_watch.time", clock),
+            mock.patch("actors.pipeline.pipeline.time", clock),
         ):
             result = runner.run(work)
     gc.collect(1)  # a task's error is told when nothing refers to the task any more

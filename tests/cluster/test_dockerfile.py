@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from actors.http_api import create_api
+from actors.http.api import create_api
 from configs.schema import WindroseConfig
 from tests.actors.http_serving import make_state
 from tests.command_lines import ROOT, check_line

@@ -22,7 +22,7 @@ from ray.dashboard.modules.reporter import healthz_agent
 from ray.scripts.scripts import cli as ray_cli
 from ray.serve.schema import ServeDeploySchema
 
-from actors.http_api import create_api
+from actors.http.api import create_api
 from cluster.placement import INGRESS_CPUS, pipeline_bundles
 from configs.schema import WindroseConfig
 from ops.drain_node import arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.bundles import Kind, Needs, actor_bundles, pick_bundle
+from actors.pipeline.bundles import Kind, Needs, actor_bundles, pick_bundle
 from cluster.placement import cpus_needed, deployment_bundles, pipeline_bundles, strategy
 from configs.schema import WindroseConfig
 

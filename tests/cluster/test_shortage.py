@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.bundles import Resources
+from actors.pipeline.bundles import Resources
 from cluster.placement import deployment_bundles
 from cluster.shortage import Node, shortage
 from configs.schema import WindroseConfig

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.start_times import StartTimes
+from actors.ranks.start_times import StartTimes
 from cluster.start_phases import actor_ends, phases, phases_line, read_phases
 
 NAMES = ["command", "ray", "serve", "node", "process", "import", "weights", "group", "health"]

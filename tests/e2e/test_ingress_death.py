@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from actors.attention import LEASE_S
+from actors.ranks.attention import LEASE_S
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from actors.metric_table import BY_NAME, METRICS
+from actors.metrics.metric_table import BY_NAME, METRICS
 from configs.schema import WindroseConfig
 from ops.grafana.boards import DASHBOARDS
 from tests.e2e.deployments import Cluster

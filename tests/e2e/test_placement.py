@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from actors.bundles import Kind, Needs, actor_bundles
 from actors.model_plan import plan_model
+from actors.pipeline.bundles import Kind, Needs, actor_bundles
 from cluster.placement import pipeline_bundles, strategy
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
@@ -98,7 +98,7 @@ def test_actors_lie_on_their_accelerators_also_the_next_of_their_role(
     import ray
     from ray._private.state import actors
 
-    from actors.spawn import Spawner
+    from actors.pipeline.spawn import Spawner
 
     config = WindroseConfig(
         model=str(checkpoint), expert_actors=2, spare_actors=1, max_model_len=64,

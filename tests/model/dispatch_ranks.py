@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from actors.process_group import join
-from actors.rendezvous import Rendezvous
+from actors.ranks.process_group import join
+from actors.ranks.rendezvous import Rendezvous
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange, Ranks, agreed_micro_batches

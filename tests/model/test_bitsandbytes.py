@@ -14,7 +14,7 @@ import transformers.quantizers.quantizer_bnb_8bit as quantizer_8bit
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from actors.engine_build import colocated_engine
+from actors.ranks.engine_build import colocated_engine
 from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.engine_build import colocated_engine
 from actors.model_plan import check_checkpoint
+from actors.ranks.engine_build import colocated_engine
 from configs.schema import WindroseConfig
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from actors.process_group import join
-from actors.rendezvous import Rendezvous, host_store
+from actors.ranks.process_group import join
+from actors.ranks.rendezvous import Rendezvous, host_store
 from model.exchange import Exchange, Ranks, StepHeader, agreed_micro_batches
 from model.placement import split_evenly
 from model.row_message import RowMessage

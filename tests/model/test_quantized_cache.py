@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.loading
-from actors.engine_build import colocated_engine
+from actors.ranks.engine_build import colocated_engine
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.loading import load_decoder, load_experts

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.errors import Unavailable
+from actors.http.errors import Unavailable
 from actors.messages import GenerateRequest, TokenEvent
 from ops.bench.http_stream import Answer, BrokenAnswer, Endpoint, post
 from tests.actors.http_serving import MODEL, Step, make_state, serving, source_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from actors.doors import Doors, KeyDigests, digest
+from actors.http.doors import Doors, KeyDigests, digest
 from ops.chaos.watch import Watch
 from ops.cli import main
 from ops.client import ServerError, connect

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.engine_build import colocated_engine
+from actors.ranks.engine_build import colocated_engine
 from model.config import ModelConfig
 from model.generation_config import GenerationDefaults
 from model.tokenizer import Tokenizer

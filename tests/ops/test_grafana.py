@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.metric_table import METRICS
+from actors.metrics.metric_table import METRICS
 from ops.cli import main
 from ops.grafana.boards import DASHBOARDS, DASHBOARDS_DIR, text_of
 from ops.grafana.panels import Dashboard

@@ -13,11 +13,11 @@ from ray._private.authentication.authentication_constants import (
     TOKEN_AUTH_ENABLED_BUT_NO_TOKEN_FOUND_ERROR_MESSAGE,
 )
 
-from actors import survey
-from actors.http_api import create_api
-from actors.metric_table import METRICS
-from actors.pipeline_report import PipelineReport
-from actors.recovery import obstacle
+from actors.http.api import create_api
+from actors.metrics.metric_table import METRICS
+from actors.pipeline import survey
+from actors.pipeline.pipeline_report import PipelineReport
+from actors.pipeline.recovery import obstacle
 from configs.schema import WindroseConfig
 from model.config import ModelConfig
 from model.kv_size import block_bytes
@@ -140,7 +140,7 @@ def test_every_key_of_the_experts_body_is_there() -> None:
 
 def log_templates() -> list[str]:
     """Of every call of a logger in actors/ that is written by default."""
-    files = sorted((ROOT / "actors").glob("*.py"))
+    files = sorted((ROOT / "actors").rglob("*.py"))
     calls = [
         node
         for path in files
@@ -155,7 +155,7 @@ def log_templates() -> list[str]:
 
 
 def test_every_event_is_in_the_table() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "actors").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "actors").rglob("*.py"))
     written = set(re.findall(r'\babout\(\s*"(\w+)"', source)) | {"log"}
     (table,) = re.findall(r"(?s)\| event \| of \| fields \|\n(.*?)\n\n", TEXT)
     shown = {

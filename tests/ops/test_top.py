@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from actors.metrics_text import metrics_text
-from actors.tally import Series, Value
+from actors.metrics.metrics_text import metrics_text
+from actors.metrics.tally import Series, Value
 from ops.cli import main
 from ops.experts import ExpertsBody
 from ops.snapshot import Interval, Snapshot, samples_of

@@ -1,0 +1,301 @@
+"""The ingress's side of the pipelines: requests out in batches, tokens in by the step.
+
+Requests that arrive in the same turn of the event loop travel to a router in one call. Each
+attention actor sends this ingress one stream of its own, opened once and read for ever; when it
+breaks, what it had not finished is submitted again with the tokens received so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from actors.http.errors import ApiError, Unavailable
+from actors.ingress.fleet import BROKEN, Fleet
+from actors.ingress.live_request import Live, nobody_serves, upgraded
+from actors.messages import GenerateRequest, TokenEvent
+from actors.naming import pipeline_of, weights_of
+from actors.patience import start_apart, within
+from actors.pipeline.pipeline_choice import PipelineChoice
+from actors.pipeline.pipeline_report import PipelineReport
+from actors.pipeline.recovery import describe
+from actors.placement.placement_messages import ChangeReport, PlacementChange
+
+if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
+    from actors.pipeline.router import Router
+
+_RETRY_PAUSE_S = 0.2
+_QUICK_TRIES = 3  # in a row, of a request whose actor is always gone; then with pauses
+_UPGRADED_S = 10.0  # other weights are served so long: those that began an answer will not return
+
+logger = logging.getLogger(__name__)
+
+
+class PipelineClient:
+    """A TokenSource over all pipelines of one application."""
+
+    def __init__(
+        self,
+        router: DeploymentHandle[Router],
+        namespace: str,
+        ingress_id: str,
+        fleet: Fleet,
+        wait_timeout_s: float,
+        choice: PipelineChoice,
+        *,
+        asleep_is_ready: bool,
+    ) -> None:
+        """With `asleep_is_ready` it can serve without any pipeline: the next request starts one."""
+        self._router = router
+        self._namespace = namespace
+        self._ingress_id = ingress_id
+        self._wait_timeout_s = wait_timeout_s
+        self._live: dict[str, Live] = {}
+        self._new: list[Live] = []
+        self._gone: dict[str, list[str]] = {}
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._actors: dict[str, Any] = {}  # those a stream is read from
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._choice = choice
+        self._asleep_is_ready = asleep_is_ready
+        self._fleet = fleet
+        fleet.on_look = self._on_look
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
+        """The request's events in order; closing the generator early aborts the sequence.
+
+        Raises:
+            Unavailable: no pipeline took it in time.
+        """
+        deadline_s = time.monotonic() + self._wait_timeout_s
+        live = Live(request, list(request.output_token_ids), request.weights, deadline_s)
+        self._fleet.watch()
+        self._enqueue(live)
+        finished = False
+        try:
+            while not finished:
+                event = await live.queue.get()
+                if isinstance(event, ApiError):
+                    finished = True
+                    raise event
+                finished = event.finish_reason is not None
+                yield event
+        finally:
+            live.closed = True
+            self._leave(live)
+            self._live.pop(live.attempt_id, None)
+            if not finished:
+                self._abort(live)
+
+    def _enqueue(self, live: Live) -> None:
+        self._live[live.attempt_id] = live
+        if not self._new:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._new.append(live)
+
+    def _flush(self) -> None:
+        batch, self._new = [live for live in self._new if not live.closed], []
+        self._send(batch)
+
+    def _send(self, batch: Sequence[Live]) -> None:
+        """Hand each request to the pipeline chosen for it; those for one pipeline in one call."""
+        chosen: dict[str | None, list[Live]] = {}
+        for live in batch:
+            self._leave(live)
+            live.pipeline = name = self._choice.choose(live.as_submitted(self._ingress_id))
+            chosen.setdefault(name, []).append(live)
+        nowhere = chosen.pop(None, [])
+        if not self._choice.knows_any:
+            # Serve keeps them until there is one; and starts one, where it had none.
+            anywhere = [live for live in nowhere if not live.outputs]
+            nowhere = [live for live in nowhere if live.outputs]
+            if anywhere:
+                self._start(self._submit(anywhere, None))
+        if nowhere:
+            self._start(self._wait_with(nowhere))
+        for name, group in chosen.items():
+            self._start(self._submit(group, name))
+
+    def _leave(self, live: Live) -> None:
+        """A request has ended where it was sent to, or goes elsewhere."""
+        if live.pipeline is not None:
+            self._choice.ended(live.pipeline)
+            live.pipeline = None
+
+    async def _wait_with(self, batch: Sequence[Live]) -> None:
+        """Look again in a moment for a pipeline that can take these."""
+        await asyncio.sleep(_RETRY_PAUSE_S)
+        wanted = []
+        for live in self._still_wanted(batch):
+            absent_s = self._choice.absent_s(live.weights, time.monotonic()) if live.outputs else 0
+            if absent_s > _UPGRADED_S:
+                del self._live[live.attempt_id]
+                live.queue.put_nowait(upgraded())
+            else:
+                wanted.append(live)
+        self._send(wanted)
+
+    async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
+        try:
+            names = await within(self._patience_s(batch), self._hand_in(batch, pipeline))
+        except BROKEN as error:
+            logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            self._send(self._still_wanted(batch))
+            return
+        slowly = []
+        for live, name in zip(batch, names, strict=True):
+            if name is None:
+                live.refusals += 1
+                if live.refusals > _QUICK_TRIES:
+                    slowly.append(live)
+                else:
+                    self._renew(live)
+                continue
+            live.actor, live.refusals = name, 0
+            self._ensure_stream(name)
+            if live.closed:
+                self._abort(live)
+        if slowly:
+            await self._wait_with(slowly)
+
+    async def _hand_in(self, batch: Sequence[Live], pipeline: str | None) -> list[str | None]:
+        requests = [live.as_submitted(self._ingress_id) for live in batch]
+        names: list[str | None] = await self._router.submit.remote(requests, pipeline)
+        return names
+
+    def _patience_s(self, batch: Sequence[Live]) -> float:
+        """Until the first of them has waited for as long as it may."""
+        return max(0.0, min(live.deadline_s for live in batch) - time.monotonic())
+
+    def _renew(self, live: Live) -> None:
+        """Submit a request again: the actor it went to is gone."""
+        self._live.pop(live.attempt_id, None)
+        if not live.closed:
+            live.actor = None
+            live.attempt += 1
+            self._enqueue(live)
+
+    def _still_wanted(self, batch: Sequence[Live]) -> list[Live]:
+        """Renew the attempts of those whose client waits; give up on those that waited too long."""
+        wanted = []
+        for live in batch:
+            self._live.pop(live.attempt_id, None)
+            if live.closed:
+                continue
+            if time.monotonic() > live.deadline_s:
+                live.queue.put_nowait(nobody_serves())
+                continue
+            live.attempt += 1
+            self._live[live.attempt_id] = live
+            wanted.append(live)
+        return wanted
+
+    def _ensure_stream(self, name: str) -> None:
+        if name not in self._streams:
+            self._streams[name] = start_apart(self._read(name))
+
+    async def _read(self, name: str) -> None:
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+            self._actors[name] = actor
+            stream: AsyncIterator[Any] = actor.stream.options(num_returns="streaming").remote(
+                self._ingress_id
+            )
+            async for ref in stream:
+                events = await ref
+                self._fleet.heard(pipeline_of(name))
+                for event in events:
+                    self._deliver(event, weights_of(name))
+        except (*BROKEN, ValueError) as error:
+            logger.warning("the stream of %s broke: %s", name, describe(error))
+        finally:
+            self._streams.pop(name, None)
+            self._actors.pop(name, None)
+            self._resubmit_from(name)
+
+    def _deliver(self, event: TokenEvent, weights: str) -> None:
+        live = self._live.get(event.request_id)
+        if live is None:
+            return
+        live.outputs += event.token_ids
+        live.weights = weights
+        if event.finish_reason is not None:
+            del self._live[event.request_id]
+        live.queue.put_nowait(live.recovered(event))
+
+    def _resubmit_from(self, name: str) -> None:
+        orphans = [live for live in self._live.values() if live.actor == name]
+        for live in orphans:
+            live.deadline_s = time.monotonic() + self._wait_timeout_s
+            live.broke()
+            self._renew(live)
+
+    def _on_look(self, reports: Sequence[PipelineReport]) -> None:
+        self._choice.look(reports, time.monotonic())
+        for actor in self._actors.values():
+            actor.renew.remote(self._ingress_id)
+        self._give_up_on_silent()
+
+    def _give_up_on_silent(self) -> None:
+        """Refuse what runs in a pipeline that has not been able to serve for too long."""
+        for live in list(self._live.values()):
+            if live.actor is None:
+                continue
+            if self._fleet.silent_s(pipeline_of(live.actor)) > self._wait_timeout_s:
+                self._abort(live)
+                del self._live[live.attempt_id]
+                live.queue.put_nowait(nobody_serves())
+
+    def give_up(self) -> None:
+        """End all that runs with an error: the server ends now."""
+        for live in list(self._live.values()):
+            self._abort(live)
+            del self._live[live.attempt_id]
+            live.queue.put_nowait(Unavailable("the server has shut down", retry_after_s=5.0))
+
+    def _abort(self, live: Live) -> None:
+        if live.actor is None:
+            return
+        if not self._gone:
+            asyncio.get_running_loop().call_soon(self._flush_aborts)
+        self._gone.setdefault(live.actor, []).append(live.attempt_id)
+
+    def _flush_aborts(self) -> None:
+        gone, self._gone = self._gone, {}
+        for name, attempt_ids in gone.items():
+            self._start(self._send_abort(name, attempt_ids))
+
+    async def _send_abort(self, name: str, attempt_ids: list[str]) -> None:
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+            await actor.abort.remote(attempt_ids)
+        except (*BROKEN, ValueError) as error:
+            logger.info("%s is gone with the requests to abort: %s", name, describe(error))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = start_apart(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def experts(self) -> dict[str, object]:
+        """Who serves which expert and how loaded each is."""
+        return await self._fleet.experts()
+
+    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+        """Change who serves which expert, in all pipelines. Raises ApiError."""
+        return await self._fleet.change(change)
+
+    async def metrics(self) -> str:
+        """Prometheus text of the whole deployment."""
+        return await self._fleet.metrics()
+
+    def ready(self) -> bool:
+        """Whether a pipeline serves, as last seen, or there may be none and none is."""
+        return self._fleet.ready() or (self._asleep_is_ready and not self._choice.knows_any)

@@ -1,0 +1,320 @@
+"""One pipeline's actors: started together, watched, and replaced one by one when they die.
+
+While an actor is replaced the others keep their weights, their KV cache and their requests. One
+task, the supervisor, carries out all changes, one after another: recoveries, ranks that join, and
+changes of the placement. A loss interrupts whatever else is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import PlacementGroup
+
+from actors.log_lines import LogSettings, about
+from actors.messages import GenerateRequest
+from actors.metrics.metrics_text import Gauges
+from actors.metrics.tally import Counts, Tally
+from actors.model_plan import ModelPlan
+from actors.patience import forget, within
+from actors.pipeline.assignment import MAX_KEYS, Assigner
+from actors.pipeline.balance_watch import BalanceWatch
+from actors.pipeline.bundles import Needs, actor_bundles
+from actors.pipeline.crew import Crew
+from actors.pipeline.groups import Groups
+from actors.pipeline.live_placement import LivePlacement, Outcome
+from actors.pipeline.mending import Mender
+from actors.pipeline.pipeline_choice import fits
+from actors.pipeline.pipeline_load import PipelineLoad, RecentLoads
+from actors.pipeline.pipeline_report import PipelineReport
+from actors.pipeline.pipeline_tally import PipelineTally, PipelineView
+from actors.pipeline.pulse import Pulse
+from actors.pipeline.recovery import describe
+from actors.pipeline.spawn import Spawner
+from actors.placement.placement_messages import ChangeRefused, PlacementChange
+from actors.ranks.actor_stats import ActorIdentity, ActorStats
+from configs.schema import WindroseConfig
+from model.placement import split_evenly
+
+_MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
+_STOP_TIMEOUT_S = 15.0
+_CANCEL_AGAIN_S = 0.01
+_DRAIN_POLL_S = 0.1
+_ANSWER_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Owns the actors; every method runs on the router's event loop."""
+
+    def __init__(
+        self, name: str, config: WindroseConfig, plan: ModelPlan, group: PlacementGroup, app: str
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        host = ray.util.get_node_ip_address()
+        self._identity = ActorIdentity(name, -1, "router", os.getpid(), host, "cpu")
+        needs, bundles = Needs.of(config, plan.device), actor_bundles(config, plan.device)
+        spawner = Spawner(name, plan, group, app, needs, bundles, LogSettings.of(config))
+        self._crew = crew = Crew(
+            spawner, plan.num_attention, config.spare_actors, config.start_timeout_s, self._share
+        )
+        self._groups = Groups(host, plan.num_attention, config.peer_timeout_s)
+        self._balance = BalanceWatch(config)
+        self._tally = PipelineTally(name, config.redundant_experts)
+        self._wished = asyncio.Event()
+        self._placement: LivePlacement | None = None
+        if plan.num_expert:
+            layers, experts = plan.model.num_layers, plan.model.num_experts
+            self._placement = LivePlacement(
+                name,
+                config,
+                crew,
+                self._groups,
+                split_evenly(layers, experts, plan.ranks(0).expert),
+                self._balance.load,
+                self._wished.set,
+            )
+        self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
+        self._mender = Mender(crew, self._pulse, self._placement)
+        self._unfinished: dict[int, int] = {}
+        self._loads = RecentLoads()
+        limits = plan.limits
+        self._assigner = Assigner(
+            limits.block_size, MAX_KEYS if limits.enable_prefix_caching else 0
+        )
+
+    def _share(self, rank: int) -> Sequence[tuple[int, int]]:
+        return () if self._placement is None else self._placement.share(rank)
+
+    async def start(self) -> None:
+        """Load all weights, meet, serve.
+
+        Raises:
+            RayError: a checkpoint cannot be loaded, or an actor died again and again.
+            TimeoutError: not within `start_timeout_s`.
+        """
+        for rank in range(self._plan.num_ranks):
+            self._crew.fill(rank)
+        await within(self._config.start_timeout_s, self._all_ready())
+        await within(self._config.start_timeout_s, self._mender.mend(first=True))
+        self._crew.keep_spares()
+
+    async def _all_ready(self) -> None:
+        while len(self._crew.ready) < self._plan.num_ranks:
+            await self._crew.changed()
+            for fault in self._crew.faults.values():
+                # What an actor refuses it will refuse again; one that died may have had bad luck.
+                died = isinstance(fault.error, RayActorError)
+                if not died or fault.failures >= _MAX_FIRST_TRIES:
+                    raise fault.error
+
+    async def supervise(self) -> None:
+        """Carry out what is to be done, for ever.
+
+        Raises:
+            RuntimeError: the pipeline could not be mended; it must be replaced as a whole.
+        """
+        beat = asyncio.ensure_future(self._pulse.beat())
+        try:
+            while True:
+                trouble = asyncio.ensure_future(self._pulse.trouble(self._groups.epoch))
+                await _unless(trouble, self._next_job())
+                if trouble.done() or (self._placement is not None and self._placement.torn):
+                    for rank in await self._mender.mend():
+                        self._unfinished.pop(rank, None)
+                trouble.cancel()
+        finally:
+            beat.cancel()
+
+    async def _next_job(self) -> None:
+        """Wait for something to do, short of a recovery, and do it."""
+        if not self._crew.ready and not (self._placement and self._placement.has_wishes):
+            changed: asyncio.Future[None] = self._crew.changed()
+            wished: asyncio.Future[Any] = asyncio.ensure_future(self._wished.wait())
+            try:
+                await asyncio.wait((changed, wished), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+                wished.cancel()
+        self._wished.clear()
+        if self._crew.ready:
+            await self._fold_in()
+        elif self._placement and self._placement.has_wishes:
+            await self._placement.grant_next(self._crew.filling)
+        self._crew.keep_spares()
+
+    async def _fold_in(self) -> None:
+        """Let those that are ready serve beside the others, without interrupting them."""
+        crew, placement = self._crew, self._placement
+        ranks = sorted(crew.ready)
+        if placement is not None:
+            try:
+                await placement.admit({rank: crew.ready[rank] for rank in ranks})
+            except (RayError, TimeoutError) as error:
+                logger.warning("ranks %s could not join: %s", ranks, describe(error))
+                for rank in ranks:
+                    crew.retire(rank)
+                    crew.fill(rank, calm=True)
+                return
+        crew.join(ranks)
+        logger.info("ranks %s serve now", ranks, extra=about("ranks_joined", ranks=ranks))
+
+    async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
+        """Assign requests that arrived together; returns the name of each one's attention actor.
+
+        None stands for a request whose actor turned out to be gone, or that is not for this
+        pipeline: it is to be submitted again.
+
+        Raises:
+            TimeoutError: nothing could serve for `pipeline_wait_s`.
+        """
+        name, longest = self._identity.pipeline, self._plan.limits.max_model_len
+        mine = [fits(request, name, longest) for request in requests]
+        taken = iter(await self._share_out([one for one, fit in zip(requests, mine) if fit]))
+        return [next(taken) if fit else None for fit in mine]
+
+    async def _share_out(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
+        if not self._mender.whole.is_set():
+            await within(self._config.pipeline_wait_s, self._mender.whole.wait())
+        members = self._crew.attention
+        chosen = self._assigner.assign(
+            requests, {m.name: self._unfinished.get(rank, 0) for rank, m in members.items()}
+        )
+        batches: dict[str, list[GenerateRequest]] = {m.name: [] for m in members.values()}
+        for request, name in zip(requests, chosen, strict=True):
+            batches[name].append(request)
+        # With experts apart the attention actors step together: those without new work are
+        # told too, so that a sleeping one joins the step.
+        told = {
+            rank: member
+            for rank, member in members.items()
+            if batches[member.name] or self._placement is not None
+        }
+        counts = await asyncio.gather(
+            *(member.handle.submit.remote(batches[member.name]) for member in told.values()),
+            return_exceptions=True,
+        )
+        gone = set()
+        for (rank, member), count in zip(told.items(), counts, strict=True):
+            if isinstance(count, BaseException):
+                gone.add(member.name)
+            else:
+                self._unfinished[rank] = count
+        return [None if name in gone else name for name in chosen]
+
+    async def change(self, change: PlacementChange) -> Outcome:
+        """Change the placement; returns when it is in force, or why it is not."""
+        if self._plan.model.is_dense:
+            return ChangeRefused("the model is dense: it has no experts, there is nothing to place")
+        if self._placement is None:
+            return ChangeRefused(
+                "the experts live in the attention actors (expert_actors is 0): there is "
+                "nothing to place"
+            )
+        return await self._placement.change(change)
+
+    def _on_stats(self, stats: Mapping[int, ActorStats]) -> None:
+        self._tally.take(time.monotonic(), stats)
+        for rank in self._crew.attention:
+            if rank in stats:
+                self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
+        self._loads.add([stats[rank] for rank in self._crew.attention if rank in stats])
+        if self._placement is not None:
+            self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
+
+    async def view(self, heard: Tally, *, fresh: bool) -> PipelineView:
+        """This pipeline and its counts for one who has `heard` others; `fresh`: to this moment.
+
+        Otherwise they are at most a second old.
+        """
+        if fresh:
+            self._tally.take(time.monotonic(), await self._pulse.ask())
+        return self._tally.view(time.monotonic(), heard, self.report())
+
+    def measured(self) -> tuple[Counts, Gauges]:
+        """What this pipeline alone has counted, at most a second ago, and how it is."""
+        counts, gauges = self._tally.own(self.report())
+        return counts, {**gauges, **self._tally.own_shares(time.monotonic())}
+
+    def report(self) -> PipelineReport:
+        """This pipeline at this moment."""
+        placement = self._placement
+        return PipelineReport(
+            router=self._identity,
+            serving=self._mender.whole.is_set(),
+            obstacle=self._mender.obstacle(),
+            unfinished=sum(self._unfinished.values()),
+            max_model_len=self._plan.limits.max_model_len,
+            placement_version=0 if placement is None else placement.version,
+            target=() if placement is None else placement.target.ranks,
+            filling=tuple(self._crew.filling),
+            faults={rank: str(fault) for rank, fault in self._crew.faults.items()},
+            num_spares=self._crew.num_spares,
+            recoveries=tuple(self._mender.log.recent),
+            recovery_counts=self._mender.log.counts(),
+            changes={} if placement is None else dict(placement.outcomes),
+            balance=self._balance.report(),
+        )
+
+    def load(self) -> PipelineLoad:
+        """How busy it has been lately."""
+        return self._loads.mean()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Return once no request is left here, but no later than after `timeout_s`.
+
+        Nothing new may be submitted meanwhile; the supervisor goes on mending.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while left := await self._count_unfinished():
+            if time.monotonic() >= deadline_s:
+                logger.warning("%d requests have to go on elsewhere", left)
+                return
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    async def _count_unfinished(self) -> int:
+        """Requests in all attention actors; one that does not answer in time may have one."""
+        members = self._crew.attention.values()
+        asked = [within(_ANSWER_S, member.handle.unfinished.remote()) for member in members]
+        counts = await asyncio.gather(*asked, return_exceptions=True)
+        left = 0
+        for count in counts:
+            if isinstance(count, TimeoutError):
+                left += 1
+            elif not isinstance(count, BaseException):  # who is dead has none
+                left += count
+        return left
+
+    async def stop(self) -> None:
+        """End the loops, then the processes."""
+        stops = [
+            asyncio.ensure_future(m.handle.stop.remote()) for m in self._crew.attention.values()
+        ]
+        if stops:
+            await asyncio.wait(stops, timeout=_STOP_TIMEOUT_S)
+        for stop in stops:
+            stop.add_done_callback(forget)
+        self._crew.end()
+
+
+async def _unless(trouble: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
+    """Do the work to its end, or until there is trouble: then it is given up."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, trouble}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        while not task.done():
+            # Again and again: what it awaits may lose a cancellation, as `wait_for` of 3.11 does.
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.result()

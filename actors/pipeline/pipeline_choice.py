@@ -1,0 +1,69 @@
+"""Which pipeline gets which request, as one ingress sees them: pure decisions.
+
+A pipeline may have gone since it was last seen: whoever sends must be ready for another one to
+get the request, and a router for requests that are not for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.messages import GenerateRequest
+from actors.naming import weights_of
+from actors.pipeline.assignment import Assigner
+from actors.pipeline.pipeline_report import PipelineReport
+
+
+class PipelineChoice:
+    """The longest beginning decides, unless that pipeline is overloaded; then the load."""
+
+    def __init__(self, assigner: Assigner) -> None:
+        self._assigner = assigner
+        self._known: dict[str, PipelineReport] = {}
+        self._loads: dict[str, int] = {}  # as reported, and what came and went since
+        self._seen_s: dict[str, float] = {}  # when weights were served last
+
+    def look(self, reports: Sequence[PipelineReport], now_s: float) -> None:
+        """Take in what all routers say of their pipelines."""
+        self._known = {one.router.pipeline: one for one in reports}
+        self._loads = {name: one.unfinished for name, one in self._known.items()}
+        self._seen_s |= dict.fromkeys(map(weights_of, self._known), now_s)
+        self._assigner.keep(self._known)
+
+    @property
+    def knows_any(self) -> bool:
+        """Whether there was a pipeline at the last look."""
+        return bool(self._known)
+
+    def absent_s(self, weights: str, now_s: float) -> float:
+        """For how long other pipelines have been there, but none with these weights."""
+        if not self._known or any(weights_of(name) == weights for name in self._known):
+            return 0.0
+        return now_s - self._seen_s.setdefault(weights, now_s)
+
+    def choose(self, request: GenerateRequest) -> str | None:
+        """The name of the pipeline to send a request to; None where none is known to take it.
+
+        One that cannot serve just now is chosen only where none can.
+        """
+        fit = [one for name, one in self._known.items() if fits(request, name, one.max_model_len)]
+        fit = [one for one in fit if one.serving] or fit
+        if not fit:
+            return None
+        names = [one.router.pipeline for one in fit]
+        name = self._assigner.pick(request, {name: self._loads[name] for name in names})
+        self._loads[name] += 1
+        return name
+
+    def ended(self, name: str) -> None:
+        """A request that was sent to this pipeline is there no more."""
+        self._loads[name] = max(0, self._loads.get(name, 0) - 1)
+
+
+def fits(request: GenerateRequest, name: str, max_model_len: int) -> bool:
+    """Whether a request may go to this pipeline, or to an actor of it.
+
+    Not where other weights began its answer, nor where it would be cut short.
+    """
+    length = len(request.prompt_token_ids) + request.params.max_tokens
+    return request.weights in ("", weights_of(name)) and length <= max_model_len

@@ -1,0 +1,75 @@
+"""How many rows of prompts a step may have beside decodes, so that streams keep flowing.
+
+A stream waits for the whole of each step. So a prompt gets what makes a step some multiple as
+long as one that only decodes, no more; and each prompt that waits as well brings as much again.
+One that arrives alone hardly disturbs the streams; many get whole steps, and the machine does not
+fall behind for the sake of a few streams. While nothing decodes, prompts have whole steps.
+"""
+
+from __future__ import annotations
+
+from actors.scheduling.step_costs import StepCosts
+
+FLOOR_ROWS = 16  # of each prompt go on in a step, however long they take
+_AIM = 0.8  # of the time to spare: what is measured is noisy, and longer contexts cost more
+_STALE_STEPS = 32  # a step that only decodes is due, if there was none for so long
+_DUE_EVERY = 8  # and is then one of these, counted alike by all ranks of a pipeline
+
+
+class StepPace:
+    """Of one attention rank. Told of no step, it never holds a prompt back."""
+
+    def __init__(self, max_rows: int, max_stretch: float) -> None:
+        """Steps of at most `max_rows`; 0 as `max_stretch` switches the pace off.
+
+        `max_stretch`: how many times as long as one that only decodes a step may take.
+        """
+        self._max_rows = max_rows
+        self._extra = _AIM * (max_stretch - 1.0) if max_stretch else None
+        self._costs = StepCosts()
+        self._peer_decodes = 0  # rows of the other attention ranks, in the last step
+        self._told = False
+        self._num_begun = 0  # steps of this epoch
+        self._begun: tuple[float, int, int] | None = None  # at_s, decodes, prefills of all ranks
+
+    def begin(
+        self,
+        now_s: float,
+        decodes: int,
+        prefills: int,
+        peer_decodes: int = 0,
+        peer_prefills: int = 0,
+    ) -> None:
+        """Take in that a step begins, at `now_s` of a monotonic clock, and the one before is over.
+
+        The peers are the other attention ranks. A step without any rows is a rest.
+        """
+        if self._begun is not None:
+            at_s, decode_rows, prefill_rows = self._begun
+            self._costs.observe(decode_rows, prefill_rows, now_s - at_s)
+        self._peer_decodes = peer_decodes
+        self._told = True
+        self._num_begun += 1
+        self._begun = now_s, decodes + peer_decodes, prefills + peer_prefills
+
+    def interrupt(self) -> None:
+        """Take in that an epoch begins: how long the step under way took says nothing."""
+        self._begun = None
+        self._num_begun = 0
+
+    def max_prefill_rows(self, decodes: int, prompts: int) -> int:
+        """Rows of the next step for so many prompts beside so many decodes, all of this rank.
+
+        0 if it is to only decode, so that its time is known; never where it decodes nothing.
+        """
+        total = decodes + self._peer_decodes
+        if self._extra is None or not total or not self._told:
+            return self._max_rows
+        if decodes and self._costs.calm_age(total) >= _STALE_STEPS and self._is_due():
+            return 0
+        calm_s = self._costs.calm_s(total) or 0.0
+        rows = self._costs.prefill_rows(self._extra * calm_s * prompts)
+        return min(max(rows, FLOOR_ROWS * prompts), self._max_rows)
+
+    def _is_due(self) -> bool:
+        return self._num_begun % _DUE_EVERY == _DUE_EVERY - 1
