@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
@@ -31,13 +31,15 @@ class RequestTracer:
 
     def __init__(self, exporter: SpanExporter, model_name: str, instance: str) -> None:
         """`instance`: a name for this process."""
-        resource = Resource.create(
+        own = Resource.create(
             {
                 "service.name": "windrose",
                 "service.version": version("windrose"),
                 "service.instance.id": instance,
             }
         )
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
+        resource = own.merge(OTELResourceDetector().detect())
         self._model_name = model_name
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
