@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from actors import ray_metrics
-from actors.metrics_text import Gauges
-from actors.ray_metrics import RayExport, keep_exporting
-from actors.tally import Counts
+from actors.metrics import ray_metrics
+from actors.metrics.metrics_text import Gauges
+from actors.metrics.ray_metrics import RayExport, keep_exporting
+from actors.metrics.tally import Counts
 
 
 class Noting(RayExport):
