@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from configs.schema import LogFormat, LogLevel, WindroseConfig
+from configs.process_settings import LogFormat, LogLevel
+from configs.schema import WindroseConfig
 
 # The loggers of this project have the names of its modules.
 _OWN = ("actors", "cluster", "model", "ops")

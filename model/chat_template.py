@@ -18,7 +18,7 @@ from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from configs.schema import BUILT_IN_FORMATS
+from configs.model_settings import BUILT_IN_FORMATS
 from model.chat_format import ChatFormatError, ChatMessage, render_instruct
 from model.config_file import ConfigError, read_object
 from model.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from configs.schema import WindroseConfig, read_config_file
+from configs.config_file import read_config_file
+from configs.schema import WindroseConfig
 
 _POSITIONAL = "model"
 _UNIT = "_s"

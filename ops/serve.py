@@ -20,7 +20,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from actors.log_lines import LogSettings
 from cluster.local_ray import LocalRay, join_cluster
 from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
-from configs.schema import BUILT_IN_FORMATS, WindroseConfig
+from configs.model_settings import BUILT_IN_FORMATS
+from configs.schema import WindroseConfig
 
 if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
     from cluster.launch import Starting

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.http.request_ids import REQUEST_ID_HEADER
 from actors.http.request_record import RequestRecord
 from actors.log_lines import about
-from configs.schema import LogFormat
+from configs.process_settings import LogFormat
 
 # Machines ask for these all the time.
 _PROBES = ("/health", "/metrics", "/version")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from actors.model_plan import ModelPlan, plan_model
-from configs.schema import Dtype, Quantization, WindroseConfig
+from configs.model_settings import Dtype, Quantization
+from configs.schema import WindroseConfig
 from model.cpu_kernels.library import load_kernels
 from ops.bench.engine_report import FIGURES_OF, progress_of, result_of, table_of
 from ops.bench.floor import DecodeFloor, Floor, PrefillFloor

@@ -13,7 +13,7 @@ import pytest
 
 from actors.log_lines import _OWN, LogSettings, about, is_own
 from actors.scheduling.preemption_log import PreemptionLog
-from configs.schema import LogFormat, LogLevel
+from configs.process_settings import LogFormat, LogLevel
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import torch
 
 from actors.model_plan import ModelPlan, default_threads, generation_defaults, plan_model
 from actors.ranks.engine_build import all_experts, build_engine, colocated_engine
-from configs.schema import GenerationConfig, WindroseConfig
+from configs.model_settings import GenerationConfig
+from configs.schema import WindroseConfig
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint
 from model.dispatch import LocalDispatcher

@@ -15,7 +15,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.util.accelerators import accelerators
 
 from cluster.placement import pipeline_bundles
-from configs.schema import WindroseConfig, read_config_file
+from configs.config_file import read_config_file
+from configs.schema import WindroseConfig
 from tests.command_lines import ROOT, check_line, commands_of
 
 NAMES = ("aws", "gcp")

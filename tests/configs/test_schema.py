@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import WindroseConfig, read_config_file
+from configs.config_file import read_config_file
+from configs.schema import WindroseConfig
 
 SERVE_FILE = """\
 http_options: {host: 0.0.0.0, port: 9000, keep_alive_timeout_s: 5}

@@ -12,7 +12,8 @@ from ray._common.utils import import_attr
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from configs.schema import WindroseConfig, read_config_file
+from configs.config_file import read_config_file
+from configs.schema import WindroseConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
