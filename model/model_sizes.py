@@ -6,18 +6,24 @@ From the model's shape alone: no weights are read, and planning needs no torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.kv_size import DTYPE_BYTES, GPU_CACHE_SHARE, block_bytes, blocks_in_sight
+from model.ranks import matrix_name
 from model.weights import (
     EMBED_KEY,
     HEAD_KEY,
+    SCORE_KEY,
     attention_shapes,
     dense_keys,
     expected_shapes,
+    expert_keys,
     layer_prefix,
 )
+
+StoredBytes = Callable[[str], int]
 
 BITS = {"none": 16, "int8": 8, "int4": 4}  # by the name of a quantization
 _HEAD_BITS = 8  # of a quantized model, whose head has no fewer
@@ -40,8 +46,18 @@ class RoleBytes:
     """Bytes of weights that a role holds, as its actor reports them, padding of kernels aside."""
 
     attention: int  # an attention actor, without experts; all of a dense model
-    expert: int  # one expert in one layer
-    all_experts: int  # every expert in every layer
+    expert: int  # the largest expert of a layer; with low-rank ones they differ
+    by_expert: tuple[int, ...]  # each expert in all layers
+
+    @property
+    def all_experts(self) -> int:
+        """Every expert in every layer."""
+        return sum(self.by_expert)
+
+    def expert_actor(self, num_expert: int) -> int:
+        """Of so many expert actors the one with the most, if it had the largest experts."""
+        most = math.ceil(len(self.by_expert) / num_expert)
+        return sum(sorted(self.by_expert, reverse=True)[:most])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +81,63 @@ def count_parameters(config: ModelConfig) -> Parameters:
 
 
 def role_bytes(
-    config: ModelConfig, dtype: str, bits: int = 16, *, copies_tied_head: bool = False
+    config: ModelConfig,
+    dtype: str,
+    bits: int = 16,
+    *,
+    copies_tied_head: bool = False,
+    stored: StoredBytes | None = None,
 ) -> RoleBytes:
     """What each role holds in a dtype, its matrices of so many bits (16: as the dtype has them).
 
     A head that is tied to the embedding is a copy where it is packed: always if quantized, else
-    on CPUs, which `copies_tied_head` stands for.
+    on CPUs, which `copies_tied_head` stands for. With `stored` (bytes on disk of a tensor with all
+    that belongs to it) projections are held as they are stored: what bitsandbytes has quantized.
     """
     width = DTYPE_BYTES[dtype]
-    shapes = attention_shapes(config)
+
+    def held(*matrices: tuple[str, int, int]) -> int:
+        """Matrices (key, O, I) that multiply the same rows."""
+        if stored is not None:
+            return sum(stored(key) for key, _, _ in matrices)
+        return _held_bytes(config, matrices, width, bits)
+
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    def feed_forward(w1: str, w3: str, w2: str) -> int:
+        return held((w1, inner, hidden), (w3, inner, hidden)) + held((w2, hidden, inner))
+
     attention = 0
     for layer in range(config.num_layers):
-        prefix = f"{layer_prefix(layer)}.self_attn"
-        together = [shapes.pop(f"{prefix}.{name}_proj.weight") for name in "qkv"]
-        joined = (sum(rows for rows, _ in together), together[0][1])
-        attention += _matrix_bytes(joined, width, bits)
-        attention += _matrix_bytes(shapes.pop(f"{prefix}.o_proj.weight"), width, bits)
+        q, k, v, o = (f"{layer_prefix(layer)}.self_attn.{name}_proj.weight" for name in "qkvo")
+        attention += held((q, q_width, hidden), (k, kv_width, hidden), (v, kv_width, hidden))
+        attention += held((o, hidden, q_width))
         if config.is_dense:
-            for key in dense_keys(layer):
-                del shapes[key]
-            attention += _feed_forward_bytes(config, width, bits)
-    head = shapes.pop(HEAD_KEY, None)
-    if head is None and (bits < 16 or copies_tied_head):
-        head = shapes[EMBED_KEY]
-    if head is not None:
-        attention += _matrix_bytes(head, width, bits if bits == 16 else _HEAD_BITS)
-    attention += width * sum(math.prod(shape) for shape in shapes.values())
-    expert = 0 if config.is_dense else _feed_forward_bytes(config, width, bits)
-    return RoleBytes(attention, expert, expert * config.num_layers * config.num_experts)
+            attention += feed_forward(*dense_keys(layer))
+    shapes = attention_shapes(config)
+    head = shapes.get(HEAD_KEY)
+    if stored is not None and head is not None:
+        attention += stored(HEAD_KEY)
+    elif head is not None or (config.head.task == "generate" and (bits < 16 or copies_tied_head)):
+        attention += _matrix_bytes(
+            head or shapes[EMBED_KEY], width, bits if bits == 16 else _HEAD_BITS
+        )
+    plain = [
+        math.prod(shape)
+        for key, shape in shapes.items()
+        if not any(part in key for part in (".self_attn.", ".mlp.", HEAD_KEY, SCORE_KEY))
+    ]
+    score = 4 * math.prod(shapes.get(SCORE_KEY, (0,)))  # held in fp32
+    by_layer = [
+        [feed_forward(*expert_keys(config, layer, expert)) for expert in range(config.num_experts)]
+        for layer in range(config.num_layers)
+    ]
+    return RoleBytes(
+        attention + score + width * sum(plain),
+        max((one for layer in by_layer for one in layer), default=0),
+        tuple(map(sum, zip(*by_layer, strict=True))),
+    )
 
 
 def kv_token_bytes(config: ModelConfig, dtype: str) -> int:
@@ -107,21 +152,19 @@ def kv_tokens_held(config: ModelConfig, num_tokens: int, block_size: int) -> int
     return min(num_tokens, blocks_in_sight(config.sliding_window, 1, block_size) * block_size)
 
 
-def topologies(config: ModelConfig, dtype: str, memory_bytes: int, bits: int = 16) -> list[Fit]:
+def topologies(config: ModelConfig, dtype: str, memory_bytes: int, roles: RoleBytes) -> list[Fit]:
     """Every number of expert actors, each actor on a device with so much memory.
 
     More attention actors take a device like the first each, and bring as much room for the KV
     cache. Weights may take 90 % of a device, and the cache takes 80 % of what they leave, as on
     GPUs; less than 2048 tokens of it (or the model's context) do not count as room.
     """
-    roles = role_bytes(config, dtype, bits)
     per_token = kv_token_bytes(config, dtype)
     needed = kv_tokens_held(config, min(_LEAST_KV_TOKENS, config.max_position_embeddings), 1)
     found = []
     for num_expert in range(config.num_experts + 1):
         attention = roles.attention + (0 if num_expert else roles.all_experts)
-        most = math.ceil(config.num_experts / num_expert) if num_expert else 0
-        expert_actor = most * config.num_layers * roles.expert
+        expert_actor = roles.expert_actor(num_expert) if num_expert else 0
         kv_tokens = max(0, int((memory_bytes - attention) * GPU_CACHE_SHARE)) // per_token
         room = memory_bytes * _WEIGHTS_SHARE
         fits = max(attention, expert_actor) <= room and kv_tokens >= needed
@@ -129,12 +172,19 @@ def topologies(config: ModelConfig, dtype: str, memory_bytes: int, bits: int = 1
     return found
 
 
-def _feed_forward_bytes(config: ModelConfig, width: int, bits: int) -> int:
-    """w1 and w3, which are held together, and w2."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    return _matrix_bytes((2 * inner, hidden), width, bits) + _matrix_bytes(
-        (hidden, inner), width, bits
-    )
+def _held_bytes(
+    config: ModelConfig, matrices: Sequence[tuple[str, int, int]], width: int, bits: int
+) -> int:
+    """Dense matrices together, and the two factors of each that has a rank."""
+    factors = [
+        shape
+        for key, outputs, inputs in matrices
+        if (rank := config.ranks.get(matrix_name(key))) is not None
+        for shape in ((rank, inputs), (outputs, rank))
+    ]
+    dense = [one for one in matrices if matrix_name(one[0]) not in config.ranks]
+    together = [(sum(outputs for _, outputs, _ in dense), dense[0][2])] if dense else []
+    return sum(_matrix_bytes(shape, width, bits) for shape in (*together, *factors))
 
 
 def _matrix_bytes(shape: tuple[int, ...], width: int, bits: int) -> int:

@@ -12,14 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.model_facts import ModelFacts, read_facts
-from model.model_sizes import (
-    BITS,
-    Fit,
-    count_parameters,
-    kv_token_bytes,
-    role_bytes,
-    topologies,
-)
+from model.model_sizes import Fit, count_parameters, kv_token_bytes, topologies
 
 GIB = 1 << 30
 _DEFAULT_MEMORY_BYTES = tuple(size * GIB for size in (16, 24, 40, 48, 80, 139))
@@ -58,18 +51,19 @@ def _as_json(facts: ModelFacts, memory_bytes: Sequence[int]) -> dict[str, Any]:
         "parameters": asdict(count_parameters(config)),
         "kv_bytes_per_token": kv_token_bytes(config, config.dtype),
         "role_bytes": {
-            name: asdict(role_bytes(config, config.dtype, bits)) for name, bits in BITS.items()
+            name: asdict(roles) | {"all_experts": roles.all_experts}
+            for name, roles in facts.roles().items()
         },
         "topologies": [
             {
                 "memory_per_device_bytes": size,
                 "quantization": name,
                 "expert_actors": [
-                    asdict(fit) for fit in topologies(config, config.dtype, size, bits)
+                    asdict(fit) for fit in topologies(config, config.dtype, size, roles)
                 ],
             }
             for size in memory_bytes
-            for name, bits in BITS.items()
+            for name, roles in facts.roles().items()
         ],
     }
 
@@ -106,14 +100,13 @@ def _facts_table(facts: ModelFacts) -> Table:
 
 def _roles_table(facts: ModelFacts) -> Table:
     config = facts.config
-    table = _table("weights held", config.dtype, *(name for name in BITS if name != "none"))
-    held = [role_bytes(config, config.dtype, bits) for bits in BITS.values()]
+    by_name = facts.roles()
+    table = _table("weights held", *(_weights(facts, name) for name in by_name))
+    held = list(by_name.values())
     table.add_row("an attention actor, without experts", *(_shown(one.attention) for one in held))
     if not config.is_dense:
-        table.add_row("one expert of one layer", *(_shown(one.expert) for one in held))
-        table.add_row(
-            "one expert of all layers", *(_shown(one.expert * config.num_layers) for one in held)
-        )
+        table.add_row("the largest expert of a layer", *(_shown(one.expert) for one in held))
+        table.add_row("the largest of all layers", *(_shown(max(one.by_expert)) for one in held))
         table.add_row("all experts", *(_shown(one.all_experts) for one in held))
         table.add_row("everything", *(_shown(one.attention + one.all_experts) for one in held))
     return table
@@ -123,11 +116,11 @@ def _fits_table(facts: ModelFacts, memory_bytes: Sequence[int]) -> Table:
     config = facts.config
     table = _table("memory per device", "weights", "E that fit", "KV tokens, E = 0", "E > 0")
     for size in memory_bytes:
-        for name, bits in BITS.items():
-            found = topologies(config, config.dtype, size, bits)
+        for name, roles in facts.roles().items():
+            found = topologies(config, config.dtype, size, roles)
             table.add_row(
                 _shown(size) if name == "none" else "",
-                config.dtype if name == "none" else name,
+                _weights(facts, name),
                 _numbers([fit.num_expert for fit in found if fit.fits]),
                 _room([fit for fit in found if not fit.num_expert]),
                 _room([fit for fit in found if fit.num_expert]),
@@ -150,6 +143,13 @@ def _numbers(numbers: Sequence[int]) -> str:
 def _room(found: Sequence[Fit]) -> str:
     """Tokens that an attention actor's cache holds; the same for every E above 0."""
     return next((f"{fit.kv_tokens:,}" for fit in found if fit.fits), "-")
+
+
+def _weights(facts: ModelFacts, name: str) -> str:
+    """How the weights are served."""
+    if name != "none":
+        return name
+    return facts.config.dtype if facts.config.bitsandbytes is None else "as stored"
 
 
 _FITS_NOTE = """\

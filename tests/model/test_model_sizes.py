@@ -22,6 +22,7 @@ from model.model_sizes import (
     topologies,
 )
 from tests.checkpoints import make_checkpoint
+from tests.low_rank import make_low_rank
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -38,6 +39,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small-odd": {"hidden": 18, "heads": 3, "kv_heads": 1, "head_dim": 6, "ffn": 5, "vocab": 33},
     "dense": {"hidden": 160, "ffn": 192, "experts": 0, "heads": 4, "kv_heads": 2},
     "tied": {"hidden": 64, "ffn": 96, "experts": 2, "tie": True},
+    "low-rank": {"hidden": 96, "ffn": 160, "experts": 3, "layers": 2},
+}
+_EXPERT = "model.layers.{}.block_sparse_moe.experts.{}.{}"
+RANKS = {
+    "model.layers.0.self_attn.k_proj": 4,
+    "model.layers.1.self_attn.o_proj": 12,
+    **{_EXPERT.format(0, 0, name): rank for name, rank in (("w1", 16), ("w2", 30), ("w3", 22))},
+    _EXPERT.format(1, 2, "w3"): 10,
 }
 
 
@@ -45,6 +54,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_they_are_what_the_loaded_roles_report(tmp_path: Path, shape: str, dtype: str) -> None:
     directory = make_checkpoint(tmp_path, **SHAPES[shape])
+    if shape == "low-rank":
+        make_low_rank(directory, RANKS)
     config = ModelConfig.from_dir(directory)
     checkpoint, torch_dtype = Checkpoint(directory), getattr(torch, dtype)
     pairs = [(i, e) for i in range(config.num_layers) for e in range(config.num_experts)]
@@ -56,8 +67,9 @@ def test_they_are_what_the_loaded_roles_report(tmp_path: Path, shape: str, dtype
         assert sizes.attention == decoder.num_bytes, bits
         if pairs:
             held = load_experts(checkpoint, config, pairs, torch_dtype, CPU, bits=bits)
-            one = load_experts(checkpoint, config, pairs[:1], torch_dtype, CPU, bits=bits)
-            assert (sizes.expert, sizes.all_experts) == (one.num_bytes, held.num_bytes), bits
+            first = [pair for pair in pairs if pair[1] == 0]
+            one = load_experts(checkpoint, config, first, torch_dtype, CPU, bits=bits)
+            assert (sizes.by_expert[0], sizes.all_experts) == (one.num_bytes, held.num_bytes), bits
         else:
             assert sizes.expert == sizes.all_experts == 0
     cache = KVCache(config, 3, 4, torch_dtype, CPU)
@@ -67,6 +79,8 @@ def test_they_are_what_the_loaded_roles_report(tmp_path: Path, shape: str, dtype
 @pytest.mark.parametrize("shape", SHAPES)
 def test_all_parameters_are_those_of_the_files(tmp_path: Path, shape: str) -> None:
     directory = make_checkpoint(tmp_path, **SHAPES[shape])
+    if shape == "low-rank":
+        make_low_rank(directory, RANKS)
     entries = Checkpoint(directory).entries.values()
     counted = count_parameters(ModelConfig.from_dir(directory))
     assert 4 * counted.total == sum(entry.size_bytes for entry in entries)
@@ -104,7 +118,7 @@ def test_a_window_bounds_what_a_sequence_holds() -> None:
     ],
 )
 def test_which_topologies_fit(gib: int, bits: int, fitting: list[int]) -> None:
-    found = topologies(MIXTRAL, "bfloat16", gib * GIB, bits)
+    found = topologies(MIXTRAL, "bfloat16", gib * GIB, role_bytes(MIXTRAL, "bfloat16", bits))
     assert [fit.num_expert for fit in found] == list(range(9))
     assert [fit.num_expert for fit in found if fit.fits] == fitting
     for fit in found:
@@ -120,6 +134,6 @@ def test_which_topologies_fit(gib: int, bits: int, fitting: list[int]) -> None:
 
 
 def test_a_dense_model_has_one_topology() -> None:
-    (fit,) = topologies(MISTRAL, "bfloat16", 24 * GIB)
+    (fit,) = topologies(MISTRAL, "bfloat16", 24 * GIB, role_bytes(MISTRAL, "bfloat16"))
     assert fit.fits and fit.num_expert == 0 and fit.expert_actor_bytes == 0
     assert fit.attention_bytes == role_bytes(MISTRAL, "bfloat16").attention

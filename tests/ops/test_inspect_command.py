@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.loading import load_experts
 from model.model_sizes import count_parameters, kv_token_bytes, role_bytes, topologies
 from ops.cli import main
+from tests.bitsandbytes_checkpoints import quantize_checkpoint
 from tests.checkpoints import make_checkpoint
 from tests.raw_checkpoints import write_raw
 
@@ -55,12 +59,13 @@ def test_json_has_all_of_it(
         assert body["role_bytes"][name] == {
             "attention": sizes.attention,
             "expert": sizes.expert,
+            "by_expert": list(sizes.by_expert),
             "all_experts": sizes.all_experts,
         }
     plain = body["topologies"][0]
     assert (plain["memory_per_device_bytes"], plain["quantization"]) == (8 * MIB, "none")
     assert [one["fits"] for one in plain["expert_actors"]] == [
-        fit.fits for fit in topologies(config, "bfloat16", 8 * MIB)
+        fit.fits for fit in topologies(config, "bfloat16", 8 * MIB, role_bytes(config, "bfloat16"))
     ]
     # Both layouts are the same model; the files are others.
     assert (told[0].pop("layout"), told[1].pop("layout")) == ("Hugging Face", "Mistral's own")
@@ -79,10 +84,14 @@ def test_people_get_tables(hugging_face: Path, capsys: pytest.CaptureFixture[str
     }
     assert rows["architecture"] == ["MixtralForCausalLM"]
     assert rows["feed-forward"] == ["width 1024, 5 experts, top-2"]
-    assert rows["one expert of one layer"][0] == "768.0 KiB"
+    assert rows["the largest expert of a layer"][0] == "768.0 KiB"
     assert rows["all experts"][0] == "7.5 MiB"
     config = ModelConfig.from_dir(hugging_face)
-    fits = [fit for fit in topologies(config, "bfloat16", 8 * MIB) if fit.fits]
+    fits = [
+        fit
+        for fit in topologies(config, "bfloat16", 8 * MIB, role_bytes(config, "bfloat16"))
+        if fit.fits
+    ]
     assert [fit.num_expert for fit in fits] == [2, 3, 4, 5]
     assert rows["8.0 MiB"] == ["bfloat16", "2-5", "-", f"{fits[0].kv_tokens:,}"]
     assert rows["int4"][0].startswith("0-5")
@@ -97,3 +106,19 @@ def test_a_checkpoint_that_cannot_be_served_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["inspect", str(tmp_path)]) == 1
     assert "neither model.safetensors nor" in capsys.readouterr().err
+
+
+def test_what_is_stored_in_few_bits_is_counted_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = make_checkpoint(tmp_path / "dense", hidden=64, ffn=128, experts=2)
+    few = quantize_checkpoint(dense, tmp_path / "few", "nf4")
+    body = json.loads(shown(capsys, str(few), "--json", "--memory-per-device", "8MiB"))
+    assert list(body["role_bytes"]) == ["none"]
+    config, checkpoint = ModelConfig.from_dir(few), Checkpoint(few)
+    held = load_experts(
+        checkpoint, config, [(0, 0), (1, 0)], torch.float32, torch.device("cpu")
+    ).num_bytes
+    told = body["role_bytes"]["none"]["by_expert"][0]
+    assert 0.9 * held < told < 1.1 * held  # on disk a state is some text more
+    assert "as stored" in shown(capsys, str(few))
