@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from model.cpu_kernels.library import kernels_for
 from model.cpu_kernels.quantized_packing import pack_quantized
-from model.quantization import CompactMatrix, QuantizedMatrix, quantize
+from model.quantization import QuantizedMatrix, quantize
+from model.quantized_products import QuantizedProduct, product_with
 
 
 class Linear:
@@ -19,8 +20,7 @@ class Linear:
     On CPU the weight is repacked once, for the project's own kernels or for oneDNN: plain bf16
     weights are reordered on every call, which halves the bandwidth a decode step reaches. The
     packed copy replaces the plain one, so no weight is held twice. With 8 or 4 `bits` it is
-    quantized, if it is not yet; where the project's kernels cannot run, every product then turns it
-    back first.
+    quantized, if it is not yet; where the project's kernels cannot run, torch multiplies by it.
     """
 
     __slots__ = (
@@ -37,7 +37,7 @@ class Linear:
     def __init__(self, weight_OI: torch.Tensor | QuantizedMatrix, bits: int = 16) -> None:
         self.out_features, self.in_features = weight_OI.shape
         self._kernels = kernels_for(weight_OI)
-        self._quantized: CompactMatrix | None = None
+        self._quantized: QuantizedProduct | None = None
         if isinstance(weight_OI, torch.Tensor) and bits < 16:
             weight_OI = quantize(weight_OI, bits)
         if isinstance(weight_OI, QuantizedMatrix):
@@ -46,7 +46,7 @@ class Linear:
             if self._kernels is not None:
                 self._weight = pack_quantized(weight_OI)
             else:
-                self._quantized = CompactMatrix.of(weight_OI)
+                self._quantized = product_with(weight_OI)
             return
         self._bits = bits
         self.num_bytes = weight_OI.numel() * weight_OI.element_size()
@@ -68,7 +68,7 @@ class Linear:
         if self._kernels is not None:
             return self._kernels.linear(x_TI, self._weight, self.out_features, self._bits)
         if self._quantized is not None:
-            return F.linear(x_TI, self._quantized.restore().dequantize(x_TI.dtype))
+            return self._quantized(x_TI)
         if self._onednn:
             y_TO: torch.Tensor = _linear_pointwise(x_TI, self._weight, None, "none", [], "")
             return y_TO

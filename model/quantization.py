@@ -53,9 +53,15 @@ class QuantizedMatrix:
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix it stands for, [O, I]."""
-        inputs = self.numbers_OI.shape[1]
-        scales_OI = self.scales_OG.repeat_interleave(_group_of(self.bits, inputs), dim=1)
-        return (self.numbers_OI * scales_OI[:, :inputs]).to(dtype)
+        inputs = self.shape[1]
+        group = _group_of(self.bits, inputs)
+        missing = -inputs % group
+        numbers_OI = F.pad(self.numbers_OI, (0, missing)) if missing else self.numbers_OI
+        numbers = numbers_OI.unflatten(1, (-1, group))
+        dense = torch.empty(numbers.shape, dtype=dtype, device=self.device)
+        # Multiplied in fp32 and rounded once.
+        torch.mul(numbers, self.scales_OG.unsqueeze(-1), out=dense)
+        return dense.flatten(1)[:, :inputs].contiguous()
 
 
 @dataclass(frozen=True, slots=True)

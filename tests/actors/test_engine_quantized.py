@@ -55,8 +55,13 @@ def test_tokens_are_those_of_the_rounded_weights(tmp_path: Path, quantization: s
     ), "rounding changed nothing: the test shows nothing"
 
 
+@pytest.mark.parametrize("kernels", ["own", "torch"])
 @pytest.mark.parametrize("quantization", BITS)
-def test_in_bfloat16_the_kernels_agree_with_it(tmp_path: Path, quantization: str) -> None:
+def test_in_bfloat16_the_kernels_agree_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str, kernels: str
+) -> None:
+    if kernels == "torch":
+        monkeypatch.setattr("model.cpu_kernels.library.load_kernels", lambda: None)
     directory = make_checkpoint(tmp_path / "plain", hidden=96, head_dim=32, dtype="bfloat16")
     wide = tmp_path / "wide"
     reference = load_reference(rounded(directory, wide, BITS[quantization]))
