@@ -21,6 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Half the spacing of numbers from 1 to 2.
 HALF_UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SHAPES = [(1, 1), (3, 5), (15, GROUP), (16, GROUP + 1), (70, 2 * GROUP), (5, 257), (700, 1023)]
+SHAPES += [(4130, 130)]  # more outputs than are packed at once
 ROWS = [0, 1, 2, 5, 33, 130]
 
 
