@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ModelConfig
+from model.cpu_kernels.decode_layer import PackedMatrix
 from model.cpu_kernels.library import kernels_for
 from model.kv_cache import KVCache
+from model.linear import Linear
 from model.projection import StoredMatrix, project, project_together
 from model.rope import rotate
 from model.step_batch import PrefillChunk, StepBatch
@@ -93,6 +95,14 @@ class Attention:
     def reads_masks(self) -> bool:
         """Whether the context's masks are needed; kernels follow positions instead."""
         return self._kernels is None
+
+    @property
+    def packed(self) -> tuple[PackedMatrix, PackedMatrix] | None:
+        """The matrices of q, k and v together, and of o, where kernels can do all of it."""
+        if self._kernels is None or not isinstance(self._qkv, Linear):
+            return None
+        qkv, o = self._qkv.packed, self._o.packed if isinstance(self._o, Linear) else None
+        return None if qkv is None or o is None else (qkv, o)
 
     def __call__(
         self, layer: int, x_TD: torch.Tensor, context: StepContext, cache: KVCache

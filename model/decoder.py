@@ -1,6 +1,6 @@
 """The layers over the rows of one step, Mixtral's or Mistral's: only the feed-forward differs.
 
-Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, R rows asked for, N labels.
+Shape suffixes: T rows, D hidden, V vocabulary, C sampled rows, R rows asked for.
 """
 
 from __future__ import annotations
@@ -13,40 +13,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from model.attention import Attention, StepContext, decode_mask, prefill_mask
+from model.attention import StepContext, decode_mask, prefill_mask
 from model.config import ModelConfig
-from model.experts import AnyExpert
+from model.decode_layers import DecodeStep, decode_layers
+from model.decoder_weights import DecoderWeights
 from model.feed_forward import FeedForward
-from model.gate import Gate
 from model.kv_cache import KVCache
 from model.micro_batch import rows_in_order, split_batch
-from model.norm import RMSNorm
-from model.projection import Projection
 from model.rope import Rope
 from model.step_batch import StepBatch
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """A layer without its feed-forward part."""
-
-    input_norm: RMSNorm
-    attention: Attention
-    ffn_norm: RMSNorm
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderWeights:
-    """What an attention actor holds of the model: everything but the experts."""
-
-    embedding_VD: torch.Tensor
-    layers: tuple[DecoderLayer, ...]
-    gates: tuple[Gate, ...]  # a layer each; none in a dense model
-    dense_blocks: tuple[AnyExpert, ...]  # a layer each; none where there are experts
-    norm: RMSNorm
-    head: Projection | None  # none where no tokens are drawn
-    num_bytes: int
-    score_ND: torch.Tensor | None = None  # of a classifier of N labels, in float32
 
 
 @dataclass(slots=True)
@@ -56,6 +31,7 @@ class _Flow:
     x_TD: torch.Tensor
     context: StepContext
     first_row: int  # of the step, counting those of the flows before
+    decodes: DecodeStep | None  # where the library takes all its rows through a layer
     begun: Any = None  # what the feed-forward of the layer before is at
 
 
@@ -73,6 +49,7 @@ class Decoder:
         self._weights = weights
         self._feed_forward = feed_forward
         self._rope = rope
+        self._decode_layers = decode_layers(config, weights)
         self.times = feed_forward.times
         self.layers_s = 0.0  # of the last step, from the first layer's begin to the last one's end
 
@@ -124,12 +101,21 @@ class Decoder:
 
     def _flow(self, batch: StepBatch, cache: KVCache, first_row: int) -> _Flow:
         x_TD = F.embedding(batch.token_ids_T, self._weights.embedding_VD)
-        return _Flow(x_TD, self._context(batch, cache, x_TD.dtype), first_row)
+        context = self._context(batch, cache, x_TD.dtype)
+        decodes = None
+        if self._decode_layers is not None and not batch.prefills:
+            decodes = DecodeStep(self._decode_layers, context, cache)
+        return _Flow(x_TD, context, first_row, decodes)
 
     def _run_layers(self, flows: Sequence[_Flow], cache: KVCache) -> None:
         ffn = self._feed_forward
         for index, layer in enumerate(self._weights.layers):
             for flow in flows:
+                if flow.decodes is not None:
+                    added_TD = ffn.end(flow.begun) if index else None
+                    x_TD, choice = flow.decodes.run(index, flow.x_TD, added_TD)
+                    flow.begun = ffn.begin(index, x_TD, flow.first_row, choice)
+                    continue
                 if index:
                     flow.x_TD = flow.x_TD + ffn.end(flow.begun)
                 x_TD = layer.attention(index, layer.input_norm(flow.x_TD), flow.context, cache)

@@ -1,12 +1,12 @@
 """What follows attention in a layer: a mixture of experts, or one dense block.
 
-Shape suffixes: T rows, D hidden.
+Shape suffixes: T rows, D hidden, K experts per token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -16,6 +16,8 @@ from model.experts import AnyExpert
 from model.gate import Gate
 from model.role_times import RoleTimes
 from model.step_batch import StepBatch
+
+Choice: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # ids_TK, weights_TK; K 0: no gate
 
 
 class FeedForward(Protocol):
@@ -27,8 +29,13 @@ class FeedForward(Protocol):
 
     times: RoleTimes
 
-    def begin(self, layer: int, x_TD: torch.Tensor, first_row: int) -> Any:
-        """Start on one layer's rows, the step's from `first_row` on; the result is for `end`."""
+    def begin(
+        self, layer: int, x_TD: torch.Tensor, first_row: int, choice: Choice | None = None
+    ) -> Any:
+        """Start on one layer's rows, the step's from `first_row` on; the result is for `end`.
+
+        `choice` is the gate's, where it has been asked already.
+        """
         ...
 
     def end(self, begun: Any) -> torch.Tensor:
@@ -49,9 +56,11 @@ class MixtureOfExperts:
         self._load = load
         self.times = dispatcher.times
 
-    def begin(self, layer: int, x_TD: torch.Tensor, first_row: int) -> Any:
+    def begin(
+        self, layer: int, x_TD: torch.Tensor, first_row: int, choice: Choice | None = None
+    ) -> Any:
         """Choose experts for the rows and send them there."""
-        ids_TK, weights_TK = self._gates[layer](x_TD)
+        ids_TK, weights_TK = self._gates[layer](x_TD) if choice is None else choice
         in_flight = self._dispatcher.dispatch(layer, x_TD, ids_TK, weights_TK)
         self._load.record(layer, ids_TK, first_row)
         return in_flight
@@ -77,7 +86,9 @@ class DenseFeedForward:
         self._blocks = blocks
         self.times = RoleTimes()  # nothing travels, nobody is waited for
 
-    def begin(self, layer: int, x_TD: torch.Tensor, first_row: int) -> torch.Tensor:
+    def begin(
+        self, layer: int, x_TD: torch.Tensor, first_row: int, choice: Choice | None = None
+    ) -> torch.Tensor:
         """Run the block at once."""
         return self._blocks[layer](x_TD)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from model.cpu_kernels.decode_layer import PackedMatrix
 from model.cpu_kernels.library import kernels_for
 from model.linear import Linear
 
@@ -21,6 +22,11 @@ class Gate:
         self._linear = Linear(weight_ED)
         self._kernels = kernels_for(weight_ED)
         self._top_k = top_k
+
+    @property
+    def packed(self) -> PackedMatrix | None:
+        """What the project's kernels read; None where they cannot."""
+        return self._linear.packed
 
     def __call__(self, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (topk_ids_TK int64, topk_weights_TK fp32); the weights of a row sum to 1."""

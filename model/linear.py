@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from model.cpu_kernels.decode_layer import PackedMatrix
 from model.cpu_kernels.library import kernels_for
 from model.cpu_kernels.quantized_packing import pack_quantized
 from model.quantization import QuantizedMatrix, quantize
@@ -62,6 +63,13 @@ class Linear:
     def is_packed(self) -> bool:
         """Whether it holds a copy of its own, not the tensor it was made from."""
         return self._kernels is not None or self._onednn or self._quantized is not None
+
+    @property
+    def packed(self) -> PackedMatrix | None:
+        """What the project's kernels read; None where they cannot."""
+        if self._kernels is None:
+            return None
+        return PackedMatrix(self._weight.data_ptr(), self._bits)
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
         """Return y_TO in the dtype of x."""

@@ -19,7 +19,7 @@ from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix, read_matrix
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.cpu_kernels.library import kernels_for
-from model.decoder import DecoderLayer, DecoderWeights
+from model.decoder_weights import DecoderLayer, DecoderWeights
 from model.experts import AnyExpert, ExpertShard, make_expert
 from model.gate import Gate
 from model.linear import Linear

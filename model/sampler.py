@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from model.counter_random import uniforms
+from model.cpu_kernels.library import kernels_for
 from model.sampling_params import SamplingParams, TokenLogprobs
 from model.token_weights import (
     full_weight,
@@ -73,6 +74,11 @@ def sample(logits_SV: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
     assert logits_SV.shape[0] == len(rows), (logits_SV.shape, len(rows))
     if not rows:
         return Sampled([], [])
+    if all(row.params.takes_best for row in rows):
+        kernels = kernels_for(logits_SV)
+        if kernels is not None:  # in one pass over bf16: at 32 rows it takes a tenth of the time
+            best = kernels.best(logits_SV)
+            return Sampled(_all_finite(best), [None] * len(rows))
     raw_SV = logits_SV.detach().float().contiguous()
     adjusted_SV = _adjust(raw_SV, rows)
     ids_S = _argmax(adjusted_SV)
@@ -83,15 +89,19 @@ def sample(logits_SV: torch.Tensor, rows: Sequence[SampleRow]) -> Sampled:
         some = drawn[start : start + at_once]
         part = _part(some, len(rows))
         ids_S[part] = _draw(adjusted_SV[part], best_S1[part], [rows[i] for i in some])
-    token_ids: list[int] = torch.where(best_S1[:, 0].isfinite(), ids_S, -1).tolist()
-    if min(token_ids) < 0:
-        bad = [i for i, token_id in enumerate(token_ids) if token_id < 0]
-        raise NonFiniteLogits(bad)
+    token_ids = _all_finite(torch.where(best_S1[:, 0].isfinite(), ids_S, -1).tolist())
     logprobs: list[TokenLogprobs | None] = []
     for start in range(0, len(rows), at_once):
         span = slice(start, start + at_once)
         logprobs += _logprobs(raw_SV[span], rows[span], token_ids[span])
     return Sampled(token_ids, logprobs)
+
+
+def _all_finite(token_ids: list[int]) -> list[int]:
+    """Return them; NonFiniteLogits where some are -1."""
+    if min(token_ids) < 0:
+        raise NonFiniteLogits([i for i, token_id in enumerate(token_ids) if token_id < 0])
+    return token_ids
 
 
 def _argmax(logits_RV: torch.Tensor) -> torch.Tensor:

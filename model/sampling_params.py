@@ -32,6 +32,16 @@ class SamplingParams:
         """Whether the best logit wins without a draw."""
         return self.temperature == 0.0
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the best logit as it is wins, and nothing else is asked."""
+        return (
+            self.temperature == 0.0
+            and self.logprobs is None
+            and self.repetition_penalty == 1.0
+            and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

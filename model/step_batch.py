@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -73,66 +74,85 @@ def build_batch(
     """Lay out chunks as rows. Every decode chunk has exactly one token."""
     num_decodes = len(decodes)
     num_rows = num_decodes + sum(len(chunk.token_ids) for chunk in prefills)
-    token_ids = np.empty(num_rows, np.int64)
-    positions = np.empty(num_rows, np.int64)
-    slots = np.empty(num_rows, np.int64)
-    previous = np.empty(num_rows, np.int64)
-    sample_rows = list(range(num_decodes))
-
+    num_samples = num_decodes + sum(chunk.samples for chunk in prefills)
+    # One array for all of them, and so one copy to another device.
+    sizes = [num_rows] * 4 + [num_decodes, num_samples]
+    flat = np.empty(sum(sizes), np.int64)
+    tokens, positions, slots, previous, lengths, samples = _cut(flat, sizes)
+    blocks = np.empty((0, 0), np.int64)
     if num_decodes:
-        token_ids[:num_decodes] = [chunk.token_ids[0] for chunk in decodes]
-        starts = np.fromiter((chunk.start for chunk in decodes), np.int64, num_decodes)
-        positions[:num_decodes] = starts
-        gone = np.fromiter((chunk.first_block for chunk in decodes), np.int64, num_decodes)
-        starts -= gone * block_size
-        widths = starts // block_size + 1
-        width = int(widths.max())
-        blocks = np.empty((num_decodes, width), np.int64)
-        for row, chunk in enumerate(decodes):
-            used = widths[row]
-            blocks[row, :used] = chunk.block_ids[:used]
-            blocks[row, used:] = blocks[row, used - 1]  # read, and weighed by 0
-        last = blocks[np.arange(num_decodes), widths - 1]
-        slots[:num_decodes] = last * block_size + starts % block_size
-        lengths = starts + 1
-        before = np.maximum(starts - 1, 0)
-        held = blocks[np.arange(num_decodes), before // block_size]
-        previous[:num_decodes] = held * block_size + before % block_size
-        previous[:num_decodes][starts == 0] = NONE
-    else:
-        blocks = np.zeros((0, 0), np.int64)
-        lengths = np.zeros(0, np.int64)
+        # By plain numbers: for one row they take a third of the time of as many calls of numpy's.
+        rows = zip(*[_decode_row(chunk, block_size) for chunk in decodes], strict=True)
+        columns = tokens, positions, slots, previous, lengths
+        for column, values in zip(columns, rows, strict=True):
+            column[:num_decodes] = values
+        samples[:num_decodes] = range(num_decodes)
+        blocks = _tables([chunk.block_ids for chunk in decodes], lengths, block_size)
 
     laid_out = []
-    row = num_decodes
+    row, sample = num_decodes, num_decodes
     for chunk in prefills:
         size = len(chunk.token_ids)
         start = chunk.start - chunk.first_block * block_size
         end = start + size
-        token_ids[row : row + size] = chunk.token_ids
+        tokens[row : row + size] = chunk.token_ids
         where = np.arange(start, end)
         positions[row : row + size] = np.arange(chunk.start, chunk.start + size)
         table = np.asarray(chunk.block_ids[: -(-end // block_size)], np.int64)
         slots[row : row + size] = table[where // block_size] * block_size + where % block_size
+        previous[row] = _slot(chunk.block_ids, start - 1, block_size)
         previous[row + 1 : row + size] = slots[row : row + size - 1]
-        last = start - 1
-        previous[row] = NONE
-        if last >= 0:
-            previous[row] = table[last // block_size] * block_size + last % block_size
         laid_out.append(
             PrefillChunk(row, size, start, torch.from_numpy(table).unsqueeze(0).to(device))
         )
         row += size
         if chunk.samples:
-            sample_rows.append(row - 1)
+            samples[sample] = row - 1
+            sample += 1
 
-    return StepBatch(
-        token_ids_T=torch.from_numpy(token_ids).to(device),
-        positions_T=torch.from_numpy(positions).to(device),
-        slots_T=torch.from_numpy(slots).to(device),
-        previous_slots_T=torch.from_numpy(previous).to(device),
-        decode_blocks_BN=torch.from_numpy(blocks).to(device),
-        decode_lengths_B=torch.from_numpy(lengths).to(device),
-        prefills=tuple(laid_out),
-        sample_rows_C=torch.tensor(sample_rows, dtype=torch.int64, device=device),
+    tokens_T, positions_T, slots_T, previous_T, lengths_B, samples_C = (
+        torch.from_numpy(flat).to(device).split(sizes)
     )
+    return StepBatch(
+        token_ids_T=tokens_T,
+        positions_T=positions_T,
+        slots_T=slots_T,
+        previous_slots_T=previous_T,
+        decode_blocks_BN=torch.from_numpy(blocks).to(device),
+        decode_lengths_B=lengths_B,
+        prefills=tuple(laid_out),
+        sample_rows_C=samples_C,
+    )
+
+
+def _cut(flat: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    ends = list(accumulate(sizes))
+    return [flat[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _decode_row(chunk: Chunk, block_size: int) -> tuple[int, int, int, int, int]:
+    """Its token, position, slot, the slot before, and the tokens in its table."""
+    place = chunk.start - chunk.first_block * block_size
+    return (
+        chunk.token_ids[0],
+        chunk.start,
+        _slot(chunk.block_ids, place, block_size),
+        _slot(chunk.block_ids, place - 1, block_size),
+        place + 1,
+    )
+
+
+def _slot(block_ids: Sequence[int], place: int, block_size: int) -> int:
+    """Where the token at a place of a block table lies; NONE before the first."""
+    if place < 0:
+        return NONE
+    return block_ids[place // block_size] * block_size + place % block_size
+
+
+def _tables(block_ids: Sequence[Sequence[int]], lengths: np.ndarray, block_size: int) -> np.ndarray:
+    widths = [(length - 1) // block_size + 1 for length in lengths.tolist()]
+    blocks = np.empty((len(widths), max(widths)), np.int64)
+    for row, used in enumerate(widths):
+        blocks[row, :used] = block_ids[row][:used]
+        blocks[row, used:] = blocks[row, used - 1]  # read, and weighed by 0
+    return blocks

@@ -13,7 +13,8 @@ from actors.scheduling.micro_batches import MicroBatches
 from actors.scheduling.scheduler import Scheduler
 from model.block_pool import BlockPool
 from model.checkpoint import Checkpoint, OnRead
-from model.decoder import Decoder, DecoderWeights
+from model.decoder import Decoder
+from model.decoder_weights import DecoderWeights
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.expert_load import ExpertLoad

@@ -39,10 +39,12 @@ _SIGNATURES = {
     + [_POINTER, _INT],
     "windrose_rms_norm": [_POINTER] * 3 + [_INT64] * 2 + [_FLOAT],
     "windrose_top_k": [_POINTER] * 3 + [_INT64] * 3,
+    "windrose_best": [_POINTER] * 2 + [_INT64] * 2 + [_INT],
     "windrose_rotate_and_store": [_POINTER] * 5 + [_INT64] * 4,
     "windrose_decode_attention": [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _POINTER]
     + [_INT64] * 6
     + [_FLOAT, _POINTER, _INT],
+    "windrose_decode_layer": [_POINTER] * 9 + [_INT],
     "windrose_prefill_attention": [_POINTER, _INT64, _POINTER, _POINTER]
     + [_INT64] * 7
     + [_FLOAT, _POINTER, _INT],
@@ -69,9 +71,12 @@ class CpuKernels:
         self._low_rank_experts = library.windrose_low_rank_experts
         self._rms_norm = library.windrose_rms_norm
         self._top_k = library.windrose_top_k
+        self._best = library.windrose_best
         self._rotate_and_store = library.windrose_rotate_and_store
         self._decode_attention = library.windrose_decode_attention
         self._prefill_attention = library.windrose_prefill_attention
+        # All of it by address: model/cpu_kernels/decode_layer.py has what it takes.
+        self.decode_layer = library.windrose_decode_layer
 
     def pack(self, weight_OI: torch.Tensor) -> torch.Tensor:
         """Return the matrix in the form `linear` reads, outputs padded to whole panels; I even."""
@@ -158,6 +163,14 @@ class CpuKernels:
             logits_TE.data_ptr(), ids_TK.data_ptr(), weights_TK.data_ptr(), rows, experts, top_k
         )
         return ids_TK, weights_TK
+
+    def best(self, logits_TV: torch.Tensor) -> list[int]:
+        """Each row's lowest id of its largest logit, -1 where that is NaN or infinite."""
+        logits_TV = logits_TV.contiguous()
+        rows, width = logits_TV.shape
+        best = (_INT64 * rows)()
+        self._best(logits_TV.data_ptr(), ctypes.addressof(best), rows, width, self.num_threads)
+        return list(best)
 
     def rotate_and_store(
         self,

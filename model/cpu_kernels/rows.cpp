@@ -1,9 +1,43 @@
-// What is done to each row by itself: norm, rotary embedding, and the choice of experts.
+// What is done to each row by itself: norm, the choice of experts, and that of a greedy token.
 #include <cmath>
+#include <limits>
 
-#include "matmul.h"
+#include "kernels.h"
+#include "pool.h"
 
 using namespace windrose;
+
+namespace {
+
+// `count` (16 at most) bf16 as fp32; `nothing` beyond.
+__m512 load_some(const bf16* from, int64_t count, float nothing) {
+  if (count >= 16) return load_bf16(from);
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+  const __m256i raw = _mm256_maskz_loadu_epi16(mask, from);
+  const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  return _mm512_mask_mov_ps(_mm512_set1_ps(nothing), mask, values);
+}
+
+// The first of the largest values; -1 if that is NaN (which counts as largest) or infinite.
+int64_t best_of(const bf16* values, int64_t count) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  __m512 largest = _mm512_set1_ps(lowest);
+  __mmask16 nan = 0;
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m512 v = load_some(values + i, count - i, lowest);
+    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    largest = _mm512_max_ps(largest, v);
+  }
+  const float best = _mm512_reduce_max_ps(largest);
+  if (nan || !std::isfinite(best)) return -1;
+  for (int64_t i = 0;; i += 16) {
+    const __m512 v = load_some(values + i, count - i, lowest);
+    const __mmask16 found = _mm512_cmp_ps_mask(v, _mm512_set1_ps(best), _CMP_EQ_OQ);
+    if (found) return i + __builtin_ctz(found);
+  }
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -71,6 +105,12 @@ void windrose_top_k(const bf16* logits, int64_t* ids, float* weights, int64_t ro
     for (int64_t k = 0; k < top_k; ++k) sum += values[k] = std::exp(values[k] - largest);
     for (int64_t k = 0; k < top_k; ++k) values[k] /= sum;
   }
+}
+
+// best[rows]: of each row of logits [rows, width] the lowest id of its largest, or -1 where that
+// is not finite.
+void windrose_best(const bf16* logits, int64_t* best, int64_t rows, int64_t width, int threads) {
+  pool().run(threads, rows, 1, [&](int64_t r) { best[r] = best_of(logits + r * width, width); });
 }
 
 }  // extern "C"

@@ -295,6 +295,25 @@ def test_rotate_and_store(kernels: CpuKernels) -> None:
     assert cache[untouched].isnan().all()
 
 
+@pytest.mark.parametrize("width", [1, 16, 17, 1000, 32000])
+def test_best_is_the_first_of_the_largest(kernels: CpuKernels, width: int) -> None:
+    logits = _random(7, width, scale=3.0)  # of few values, so that many tie at 32,000
+    assert kernels.best(logits) == logits.float().numpy().argmax(-1).tolist()
+    logits[1, width // 2] = logits[2, -1] = logits[3, 0] = logits[4].max() + 50
+    assert kernels.best(logits) == logits.float().numpy().argmax(-1).tolist()
+    assert kernels.best(logits.fill_(-2.0)) == [0] * 7
+
+
+@pytest.mark.parametrize("at", [0, 15, 16, 20])
+def test_there_is_no_best_beside_nan_or_infinity(kernels: CpuKernels, at: int) -> None:
+    logits = _random(5, 21)
+    logits[1, at], logits[2, at], logits[3] = NAN, float("inf"), -float("inf")
+    logits[4] = -float("inf")
+    logits[4, at] = -1e30
+    expected = int(logits[0].float().numpy().argmax())
+    assert kernels.best(logits) == [expected, -1, -1, -1, at]
+
+
 def test_the_address_arrays_may_be_longer_than_the_experts_held(kernels: CpuKernels) -> None:
     w1, w3, w2 = _weights(64, 48, 0)
     packed = PackedExpert(kernels, w1, w3, w2)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from model.counter_random import uniforms
-from model.sampler import Sampled, SampleRow, sample
+from model.sampler import NonFiniteLogits, Sampled, SampleRow, sample
 from model.sampling_params import SamplingParams, TokenLogprobs
 
 Floats = npt.NDArray[np.float64]
@@ -399,3 +399,16 @@ def test_arrays_and_lists_of_ids_are_the_same() -> None:
         from_lists = sample(logits, [row_of(params, 2, prompt, output)])
         from_arrays = sample(logits, [row_of(params, 2, array("q", prompt), array("q", output))])
         assert from_lists == from_arrays == Sampled([second], [None])
+
+
+def test_greedy_rows_in_bfloat16_are_those_in_float32() -> None:
+    logits = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows = [row_of(GREEDY)] * 9
+    assert sample(logits, rows) == sample(logits.float(), rows)
+    one_asks_more = [*rows[:8], row_of(dataclasses.replace(GREEDY, logprobs=0))]
+    assert sample(logits, one_asks_more).token_ids == sample(logits, rows).token_ids
+    logits[2, 3], logits[5, 999] = math.nan, math.inf
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(NonFiniteLogits) as raised:
+            sample(logits.to(dtype), rows)
+        assert raised.value.rows == [2, 5]
