@@ -36,6 +36,7 @@ class Stream(threading.Thread):
         self.cut = False
         self.error: dict[str, Any] | None = None
         self.started = threading.Event()
+        self._leaving = threading.Event()
 
     def run(self) -> None:
         try:
@@ -43,11 +44,17 @@ class Stream(threading.Thread):
         except httpx.RemoteProtocolError:
             self.cut = True
 
+    def leave(self) -> None:
+        """Close the connection when the next bytes come."""
+        self._leaving.set()
+
     def _read(self) -> None:
         url = f"{self._url}/v1/completions"
         with httpx.stream("POST", url, json=self._body, headers=self.headers, timeout=60) as r:
             rest = b""
             for part in r.iter_bytes():
+                if self._leaving.is_set():
+                    return
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
                     if line == b"data: [DONE]":

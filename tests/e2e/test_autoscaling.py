@@ -18,6 +18,7 @@ from tests.e2e.streams import Stream, experts_of, prompt_of
 
 CLIENTS = 12
 MAX_TOKENS = 60
+TARGET = 4  # requests for each pipeline
 FAR = 3000  # tokens: more than are made until a pipeline that is to go drains
 
 
@@ -30,7 +31,7 @@ def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
         max_model_len=3200,
         min_replicas=0,
         max_replicas=2,
-        target_ongoing_requests=4,
+        target_ongoing_requests=TARGET,
         upscale_delay_s=0.5,
         downscale_delay_s=3.0,
     )
@@ -69,8 +70,10 @@ def test_from_none_to_two_and_back(url: str, reference: Reference) -> None:
     with Load(url, CLIENTS, MAX_TOKENS) as load:
         until(lambda: len(pipelines(url)) == 2)
         load.more(2 * CLIENTS)
+        # Four that are to see a pipeline go, and as many as keep two until they leave.
         long = [Stream(url, prompt_of(i), FAR) for i in range(4)]
-        for stream in long:
+        passing = [Stream(url, prompt_of(i), FAR) for i in range(TARGET + 1)]
+        for stream in long + passing:
             stream.start()
             assert stream.started.wait(30.0)
     known = {i: reference.greedy(tuple(prompt_of(i)), MAX_TOKENS).token_ids for i in range(CLIENTS)}
@@ -79,6 +82,9 @@ def test_from_none_to_two_and_back(url: str, reference: Reference) -> None:
     prompts = [[1, *range(100 + 40 * i, 148 + 40 * i)] for i in range(6)]
     assert [cached_tokens(url, prompt) for prompt in prompts] == [0] * 6
     assert [cached_tokens(url, [*prompt, 9]) for prompt in prompts] == [48] * 6
+    assert not any(stream.done for stream in passing), "they no longer kept two"
+    for stream in passing:
+        stream.leave()
     until(lambda: len(pipelines(url)) == 1)
     assert not all(stream.done for stream in long), "they ended before one was to go"
     for stream in long:
