@@ -132,8 +132,15 @@ class Checkpoint:
                 f"\n  {listed}{more}"
             )
 
-    def read(self, key: str, on_read: OnRead | None = None) -> torch.Tensor:
+    def read(
+        self,
+        key: str,
+        on_read: OnRead | None = None,
+        take: Callable[[int], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """One tensor in the dtype it is stored in: on the CPU, contiguous, in memory of its own.
+
+        `take`: where that memory comes from, so many bytes of it (uint8).
 
         Raises:
             CheckpointError: no such tensor, of a type that is not read, or a file cut short.
@@ -143,7 +150,8 @@ class Checkpoint:
         entry = self._entry(key)
         if entry.dtype not in _STORED_DTYPES:
             raise CheckpointError(_wrong_dtype(self._named(key), entry))
-        data = torch.empty(entry.size_bytes, dtype=torch.uint8)
+        size_bytes = entry.size_bytes
+        data = torch.empty(size_bytes, dtype=torch.uint8) if take is None else take(size_bytes)
         rest = data.numpy().data
         try:
             with entry.file.open("rb", buffering=0) as file:

@@ -40,6 +40,34 @@ def empty_for_weights(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tenso
     return unaligned[start : start + size_bytes].view(dtype).view(shape)
 
 
+class Scratch:
+    """Memory for what is read only to be copied, used again: its first touch costs more than that.
+
+    For one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[torch.Tensor]] = {}
+        self._taken: list[torch.Tensor] = []
+
+    def take(self, size_bytes: int) -> torch.Tensor:
+        """Return so many bytes on the CPU, not yet written."""
+        free = self._free.get(size_bytes)
+        taken = free.pop() if free else torch.empty(size_bytes, dtype=torch.uint8)
+        self._taken.append(taken)
+        return taken
+
+    def take_back(self) -> None:
+        """Nobody reads what has been taken any more."""
+        for one in self._taken:
+            self._free.setdefault(one.numel(), []).append(one)
+        self._taken.clear()
+
+    def leave(self) -> None:
+        """What has been taken stays with whoever took it."""
+        self._taken.clear()
+
+
 def give_back_freed() -> None:
     """Return freed memory to the system: loading 1.6 GB leaves 0.6 GB more in glibc's heap."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none

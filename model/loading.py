@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from queue import SimpleQueue
 
 import torch
 
@@ -20,8 +21,9 @@ from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
 from model.cpu_kernels.library import kernels_for
 from model.decoder_weights import DecoderLayer, DecoderWeights
-from model.experts import AnyExpert, ExpertShard, make_expert
+from model.experts import AnyExpert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate
+from model.host_memory import Scratch
 from model.linear import Linear
 from model.norm import RMSNorm
 from model.projection import Factors, Projection, StoredMatrix, project
@@ -55,8 +57,10 @@ class _Reader:
         on_read: OnRead | None,
         bits: int = 16,
         cache: QuantizedCache | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._take = None if scratch is None else scratch.take
         self._bits = bits
         self._cache = cache
         self._ranks = config.ranks
@@ -70,7 +74,7 @@ class _Reader:
         """One tensor; dense, whatever it is stored as."""
         if self._is_quantized(key):
             return self._quantized(key).dequantize()
-        tensor = self._checkpoint.read(key, self._on_read)
+        tensor = self._checkpoint.read(key, self._on_read, self._take)
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def matrix(self, key: str, bits: int | None = None) -> StoredMatrix:
@@ -217,10 +221,20 @@ def load_experts(
 
     def load(pair: tuple[int, int]) -> tuple[tuple[int, int], AnyExpert, list[int]]:
         read_bytes: list[int] = []
-        read = _Reader(checkpoint, config, dtype, device, read_bytes.append, bits, cache)
-        matrices = map(read.matrix, expert_keys(config, *pair))
-        return pair, make_expert(*matrices), read_bytes
+        scratch = scratches.get_nowait()
+        read = _Reader(checkpoint, config, dtype, device, read_bytes.append, bits, cache, scratch)
+        try:
+            expert = make_expert(*map(read.matrix, expert_keys(config, *pair)))
+            if isinstance(expert, PackedExpert):
+                scratch.take_back()
+        finally:
+            scratch.leave()  # an expert in another form may hold the matrices as they were read
+            scratches.put(scratch)
+        return pair, expert, read_bytes
 
+    scratches: SimpleQueue[Scratch] = SimpleQueue()
+    for _ in range(workers):
+        scratches.put(Scratch())
     experts = {}
     with ExitStack() as stack:
         # One alone works in this thread: its priority may be raised while it does.

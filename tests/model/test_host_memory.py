@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.host_memory import empty_for_weights
+from model.host_memory import Scratch, empty_for_weights
 
 _HUGE = 2 << 20
 linux = pytest.mark.skipif(
@@ -54,3 +54,24 @@ def test_small_memory_is_torchs_own() -> None:
     small = empty_for_weights((10, 3), torch.int16)
     assert (small.shape, small.dtype) == ((10, 3), torch.int16)
     assert small.untyped_storage().nbytes() == 60
+
+
+def test_scratch_is_given_again_only_once_it_is_back() -> None:
+    scratch = Scratch()
+    first, second = scratch.take(4096), scratch.take(4096)
+    assert (first.dtype, first.numel()) == (torch.uint8, 4096)
+    assert first.data_ptr() != second.data_ptr()  # both are still read
+    scratch.take_back()
+    again = {scratch.take(4096).data_ptr() for _ in range(2)}
+    assert again == {first.data_ptr(), second.data_ptr()}
+    assert scratch.take(64).numel() == 64
+
+
+def test_scratch_that_was_left_is_not_given_again() -> None:
+    scratch = Scratch()
+    kept = scratch.take(4096).fill_(7)
+    scratch.leave()
+    scratch.take(4096).fill_(0)
+    scratch.take_back()
+    scratch.take(4096).fill_(0)
+    assert bool((kept == 7).all())
