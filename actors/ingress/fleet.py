@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 Answer = TypeVar("Answer")
 
 _POLL_S = 1.0
+_FIRST_POLL_S = 0.1  # until one has been seen: somebody waits for the start
 _ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
 _GONE_S = 60.0  # a pipeline that has not answered for so long is gone
 
@@ -85,7 +86,7 @@ class Fleet:
             self._ready = bool(serving)
             self._served_s |= dict.fromkeys(serving, time.monotonic())
             self.on_look(reports)
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S if self._served_s else _FIRST_POLL_S)
 
     def heard(self, pipeline: str) -> None:
         """A pipeline has sent tokens: one that drains serves too, though Serve shows it no more."""
