@@ -23,6 +23,16 @@ def show_own_lines() -> None:
     dispatcher.add_handler("windrose", _show)
 
 
+def hide_ray_lines() -> None:
+    """Print nothing more that Ray says of itself: when Serve ends it calls its own end a failure.
+
+    It kills its controller while calls to it are under way, which Ray tells every driver of.
+    """
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False  # as Ray's debugger has it
+
+
 def _show(data: dict[str, Any]) -> None:
     if not data.get("is_err", False):
         return

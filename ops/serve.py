@@ -9,7 +9,9 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from actors.log_lines import LogSettings
 from cluster.local_ray import LocalRay, join_cluster
+from cluster.log_lines import hide_ray_lines
 from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
 from configs.model_settings import BUILT_IN_FORMATS
 from configs.schema import WindroseConfig
@@ -76,6 +79,8 @@ def serve(config: WindroseConfig) -> int:
             cpus = cpus_needed(config) + room_to_grow(config, model.num_experts) + _SERVE_CPUS
             own = LocalRay(cpus, config.shutdown_timeout_s)
             console.print("windrose: starting Ray on this machine")
+            # While Ray's processes start, which is waiting, import what `_run` will need.
+            Thread(target=import_module, args=("cluster.launch",), daemon=True).start()
             own.start(show_logs=True)
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
@@ -135,6 +140,7 @@ def _run(
     finally:
         signals.ignore()
         if own_cluster:
+            hide_ray_lines()
             ray_serve.shutdown()
         else:
             launch.undeploy(wait=wait)

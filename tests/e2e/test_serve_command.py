@@ -70,7 +70,8 @@ class Server:
 
     def end(self) -> tuple[int, str]:
         """Wait for the end; returns exit status and what it said on stderr."""
-        _, stderr = self.process.communicate(timeout=120.0)
+        rest, stderr = self.process.communicate(timeout=120.0)
+        self.printed += rest
         return self.process.returncode, stderr
 
     def assert_nothing_left(self) -> None:
@@ -149,6 +150,7 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
     assert {line["path"] for line in requests} == {"/v1/chat/completions", "/v1/completions"}
     assert [line["completion_tokens"] for line in requests].count(400) == 8
     assert "ray.serve" not in stderr and "windrose_Ingress" not in stderr
+    assert "ServeController" not in server.printed + stderr
 
 
 def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpoint: Path) -> None:
