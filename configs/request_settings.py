@@ -55,6 +55,15 @@ class RequestSettings(BaseModel):
             "limits", "sequences of one ingress that may wait for their first token; then 429", ge=1
         ),
     ] = 256
+    max_queue_time_s: Annotated[
+        float,
+        setting(
+            "limits",
+            "longest that a first token may be away when a request comes, by the pace of the line"
+            " it would join; then 429",
+            gt=0,
+        ),
+    ] = 5.0
     max_queued_tokens: Annotated[
         int | None,
         setting("limits", "tokens their prompts may have together; default: any number", ge=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +11,22 @@ from dataclasses import dataclass
 from actors.http.errors import Overloaded
 
 _REMEMBERED = 64  # of those that left the line last: their pace tells how long a place takes
+_FEW = 16  # waiting, of whom nobody is sent away: the pace of so few is that of their arrivals
+_TELLING = 4  # that left a longer line tell its pace
 _RECENT_S = 60.0
 _LONGEST_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class LineLimits:
-    """Most sequences, and most tokens of their prompts, that one ingress lets wait at once."""
+    """Most sequences, and most tokens of their prompts, that one ingress lets wait at once.
+
+    And for how long: nobody is let in whose first token would come later than `wait_s` from now.
+    """
 
     sequences: int
     tokens: int | None = None
+    wait_s: float = math.inf
 
     def excess(self, sequences: int, tokens: int, prompts: Sequence[int]) -> tuple[float, str]:
         """What must leave before `prompts` (their lengths) fit: sequences, and by which limit.
@@ -50,6 +57,16 @@ def retry_after_s(excess: float, left_s: Sequence[float], now_s: float) -> float
     return min(max(excess / pace, 1.0), _LONGEST_RETRY_S)
 
 
+def expected_wait_s(sequences: int, left_s: Sequence[float], now_s: float) -> float:
+    """When so many will have left; 0 where it cannot be told.
+
+    `left_s`: when others left, in order, since the line was last short.
+    """
+    if sequences <= _FEW or len(left_s) < _TELLING:
+        return 0.0
+    return sequences * (now_s - left_s[0]) / (len(left_s) - 1)
+
+
 class WaitingLine:
     """The sequences of one ingress that have no token yet. Lives in one event loop."""
 
@@ -58,6 +75,7 @@ class WaitingLine:
         self.sequences = 0
         self.tokens = 0
         self._left_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._left_long_s: deque[float] = deque(maxlen=_REMEMBERED)
 
     def refuse_if_full(self, prompts: Sequence[int], now_s: float) -> None:
         """Raises Overloaded where prompts of these lengths (none: of any) cannot wait too."""
@@ -65,6 +83,14 @@ class WaitingLine:
         if excess > 0:
             wait_s = retry_after_s(excess, self._left_s, now_s)
             raise Overloaded(f"{why}: try again later", retry_after_s=wait_s)
+        sequences = self.sequences + max(1, len(prompts))
+        wait_s = expected_wait_s(sequences, self._left_long_s, now_s)
+        if wait_s > self.limits.wait_s:
+            raise Overloaded(
+                f"the first token would come in {wait_s:.0f} s, {self.limits.wait_s:g} s are"
+                " allowed (--max-queue-time): try again later",
+                retry_after_s=min(max(wait_s - self.limits.wait_s, 1.0), _LONGEST_RETRY_S),
+            )
 
     @contextmanager
     def places(self, prompts: Sequence[int], now_s: float) -> Iterator[tuple[Place, ...]]:
@@ -91,6 +117,7 @@ class Place:
         """Its first token is there."""
         if self._line is not None:
             self._line._left_s.append(now_s)
+            self._line._left_long_s.append(now_s)
             self.give_up()
 
     def give_up(self) -> None:
@@ -98,4 +125,6 @@ class Place:
         if self._line is not None:
             self._line.sequences -= 1
             self._line.tokens -= self._num_tokens
+            if self._line.sequences < _FEW:
+                self._line._left_long_s.clear()
             self._line = None

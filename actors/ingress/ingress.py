@@ -124,7 +124,11 @@ class Ingress:
             max_request_bytes=config.max_request_bytes,
             body_timeout_s=config.body_timeout_s,
             request_timeout_s=config.request_timeout_s,
-            line=WaitingLine(LineLimits(config.max_num_queued_reqs, config.max_queued_tokens)),
+            line=WaitingLine(
+                LineLimits(
+                    config.max_num_queued_reqs, config.max_queued_tokens, config.max_queue_time_s
+                )
+            ),
             rates=RateLimits(
                 _share(config.max_requests_per_minute, config.ingress_replicas),
                 _share(config.max_tokens_per_minute, config.ingress_replicas),

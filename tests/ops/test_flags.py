@@ -58,6 +58,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "port": ("--port", "9000", 9000),
     "ingress_replicas": ("--ingress-replicas", "8", 8),
     "max_num_queued_reqs": ("--max-num-queued-reqs", "9", 9),
+    "max_queue_time_s": ("--max-queue-time-s", "7.5", 7.5),
     "max_queued_tokens": ("--max-queued-tokens", "99", 99),
     "max_requests_per_minute": ("--max-requests-per-minute", "60", 60),
     "max_tokens_per_minute": ("--max-tokens-per-minute", "6000", 6000),
