@@ -34,6 +34,9 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
     free = free_ports(4)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # One event loop in a replica. With Serve's own beside it, in another thread, each request
+        # and each token goes to and fro, and either waits for the interpreter's lock.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.http.request_ids.serve_middlewares",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
