@@ -48,10 +48,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status, and the body in pieces, each with the perf_counter() time it was read at."""
+    """A status, and the body in pieces, each with the perf_counter() time it was read at.
+
+    `written_s`: when the request was with the kernel. What is later than due by then, we are.
+    """
 
     status: int
     pieces: list[tuple[float, bytes]]
+    written_s: float = 0.0
 
     def text(self) -> str:
         """The whole body."""
@@ -83,6 +87,7 @@ async def post(endpoint: Endpoint, body: bytes) -> Answer:
             + body
         )
         await writer.drain()
+        written_s = perf_counter()
         status_line, *headers = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
         status = int(status_line.split()[1])
         chunked = any(
@@ -93,7 +98,7 @@ async def post(endpoint: Endpoint, body: bytes) -> Answer:
         raise BrokenAnswer(f"the answer broke off or is not HTTP/1.1: {error}") from error
     finally:
         writer.close()
-    return Answer(status, pieces)
+    return Answer(status, pieces, written_s)
 
 
 def _key_line(api_key: str | None) -> str:

@@ -28,6 +28,7 @@ from ops.server_process import Memory, ServerProcess
 _LEAST_GAIN = 1.05  # of tokens a second, from one number of workers to the next
 _BLOCK = 256  # prompts drawn at a time
 _MEMORY_EVERY_S = 1.0
+_RANKS = ("p50", "p99")
 _REFUSED_PAUSE_S = 0.5  # of a worker on the way to the peak
 
 
@@ -99,9 +100,19 @@ def tokens_between(outcomes: Sequence[Outcome], from_s: float, to_s: float) -> i
     )
 
 
-def ttft_ms(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """From when a request was due to its first token: p50, p99 and the longest."""
-    times_s = [one.arrivals[0].time_s for one in outcomes if one.arrivals]
+def ttft_ms(
+    outcomes: Sequence[Outcome], late_s: Sequence[float] | None = None
+) -> dict[str, float | None]:
+    """From when a request was due to its first token: p50, p99 and the longest.
+
+    Without the time by which it was sent late, where that is given.
+    """
+    late_s = late_s or [0.0] * len(outcomes)
+    times_s = [
+        one.arrivals[0].time_s - late
+        for one, late in zip(outcomes, late_s, strict=True)
+        if one.arrivals
+    ]
     return {
         "p50": percentile_ms(times_s, 50),
         "p99": percentile_ms(times_s, 99),
@@ -119,11 +130,18 @@ def divided(sent: Sequence[Sent]) -> tuple[list[Sent], list[Sent]]:
     return taken, refused
 
 
-def _answered_ms(refused: Sequence[Sent]) -> dict[str, float | None]:
-    """From when a request was due to its refusal: how long a line there is before the server's."""
+def _late_s(sent: Sequence[Sent]) -> list[float]:
+    """By how much each was sent later than due: this process had not its turn."""
+    return [
+        0.0 if isinstance(one.answer, str) else one.answer.written_s - one.began_s for one in sent
+    ]
+
+
+def _answered_ms(refused: Sequence[Sent], late_s: Sequence[float]) -> dict[str, float | None]:
+    """From when each was sent to its refusal: how long a line there is before the server's."""
     times_s = [
-        one.answer.pieces[-1][0] - one.began_s
-        for one in refused
+        one.answer.pieces[-1][0] - one.began_s - late
+        for one, late in zip(refused, late_s, strict=True)
         if not isinstance(one.answer, str) and one.answer.pieces
     ]
     return {"p50": percentile_ms(times_s, 50), "p99": percentile_ms(times_s, 99)}
@@ -202,10 +220,12 @@ async def _overload(
         "sent": len(sent),
         "accepted": len(taken),
         "refused": len(refused),
-        "refused_ms": _answered_ms(refused),
+        "sent_late_ms": {rank: percentile_ms(_late_s(sent), int(rank[1:])) for rank in _RANKS},
+        "refused_ms": _answered_ms(refused, _late_s(refused)),
         "goodput_tok_s": rounded(goodput),
         "goodput_of_peak": rounded(goodput / peak.output_tok_s),
         "ttft_ms": ttft_ms(ended),
+        "ttft_since_sent_ms": ttft_ms(ended, _late_s(taken)),
         "drained_s": rounded(drained_s),
         "memory_highest": asdict(highest),
         "memory_after": asdict(server.memory()),
@@ -231,17 +251,20 @@ def _text(result: dict[str, Any]) -> str:
     memory = [
         result[f"memory_{when}"]["pss_bytes"] / 1e9 for when in ("before", "highest", "after")
     ]
-    ttft = result["ttft_ms"]
+    late = result["sent_late_ms"]
+    ttft, since_sent = result["ttft_ms"], result["ttft_since_sent_ms"]
     return (
         f"{table(['workers', 'tokens/s', 'TTFT ms p99'], rows)}\n"
         f"{shown(result['rate'])} requests/s: {result['sent']} sent, "
         f"{result['accepted']} accepted, {result['refused']} refused, {result['errors']} failed\n"
-        f"refusals took, ms: p50 {shown(result['refused_ms']['p50'])}, "
+        f"sent late, ms: p50 {shown(late['p50'])}, p99 {shown(late['p99'])}: not the server's\n"
+        f"refusals took, since sent, ms: p50 {shown(result['refused_ms']['p50'])}, "
         f"p99 {shown(result['refused_ms']['p99'])}\n"
         f"goodput {shown(result['goodput_tok_s'])} tokens/s, "
         f"{100 * result['goodput_of_peak']:.0f} % of the peak\n"
         f"TTFT of the accepted, ms: p50 {shown(ttft['p50'])}, p99 {shown(ttft['p99'])}, "
-        f"max {shown(ttft['max'])}\n"
+        f"max {shown(ttft['max'])}; since sent: p50 {shown(since_sent['p50'])}, "
+        f"p99 {shown(since_sent['p99'])}, max {shown(since_sent['max'])}\n"
         f"memory (PSS, GB): {memory[0]:.2f} before, {memory[1]:.2f} at most, {memory[2]:.2f} after"
     )
 

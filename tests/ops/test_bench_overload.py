@@ -43,6 +43,9 @@ def test_ten_times_what_it_holds_is_refused_and_the_rest_goes_on(
     assert result["errors"] == 0
     for when in ("before", "highest", "after"):
         assert result[f"memory_{when}"]["pss_bytes"] > 0
+    since_sent = result["ttft_since_sent_ms"]
+    assert 0 < since_sent["p50"] <= result["ttft_ms"]["p50"]
+    assert 0 <= result["sent_late_ms"]["p50"] <= result["sent_late_ms"]["p99"] < 500
     assert 0 < result["refused_ms"]["p50"] <= result["refused_ms"]["p99"]
     assert "% of the peak" in err
 
@@ -71,6 +74,10 @@ def test_only_tokens_of_whole_answers_within_the_window_count() -> None:
     assert tokens_between(outcomes, 13.0, 13.5) == 5
     times = ttft_ms([Outcome(0.0, (Arrival(s, 1),), None) for s in (0.1, 0.2, 0.3)])
     assert times["p50"] == pytest.approx(200) and times["max"] == pytest.approx(300)
+    late = ttft_ms([Outcome(0.0, (Arrival(s, 1),), None) for s in (0.1, 0.3)], [0.05, 0.0])
+    assert late["max"] == pytest.approx(300)
+    late = ttft_ms([Outcome(0.0, (Arrival(s, 1),), None) for s in (0.1, 0.3)], [0.0, 0.25])
+    assert late["max"] == pytest.approx(100)
 
 
 def test_refusals_are_those_with_429() -> None:
