@@ -11,9 +11,10 @@ import threading
 
 import torch
 
-from model.expert_repeats import ExpertRepeats, Repeats
+from model.cpu_kernels.repeats import expert_repeats
+from model.expert_repeats import Repeats
 
-_MOST_STEPS, _MOST_ROWS = 64, 2048  # that are kept before they are counted
+_MOST_STEPS, _MOST_ROWS = 128, 4096  # that are kept before they are counted
 
 
 class ExpertLoad:
@@ -29,11 +30,12 @@ class ExpertLoad:
         self._num_experts = num_experts
         self._first_L1 = (torch.arange(num_layers, device=device) * num_experts)[:, None]
         self._total_LE = torch.zeros(num_layers * num_experts, dtype=torch.int64, device=device)
-        self._repeats = ExpertRepeats(num_layers, num_experts, top_k, num_slots, device)
+        self._repeats = expert_repeats(num_layers, num_experts, top_k, num_slots, device)
         self._lock = threading.Lock()
-        self._step: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        self._nothing = [torch.empty(0, top_k, dtype=torch.int64, device=device)] * num_layers
+        self._step = self._nothing.copy()  # ids by layer
         # Steps that are not counted yet: ids by layer, slots, slots before.
-        self._ids: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+        self._steps: list[list[torch.Tensor]] = []
         self._slots: list[torch.Tensor] = []
         self._previous_slots: list[torch.Tensor] = []
         self._num_rows = 0
@@ -43,9 +45,9 @@ class ExpertLoad:
 
         Rows come in order. `ids_TK` must not change afterwards.
         """
-        if first_row == 0:  # also of a step that was interrupted, and runs again
-            self._step[layer] = []
-        self._step[layer].append(ids_TK)
+        if first_row:
+            ids_TK = torch.cat((self._step[layer], ids_TK))
+        self._step[layer] = ids_TK  # of a step that was interrupted, and runs again, too
 
     def finish_step(self, slots_T: torch.Tensor, previous_slots_T: torch.Tensor) -> None:
         """Have what `record` noted in all layers counted: rows in the order of recording.
@@ -53,8 +55,8 @@ class ExpertLoad:
         For each row its slot in the KV cache, and that of the token before it (NONE: none).
         """
         with self._lock:
-            for kept, noted in zip(self._ids, self._step, strict=True):
-                kept += noted
+            self._steps.append(self._step)
+            self._step = self._nothing.copy()
             self._slots.append(slots_T)
             self._previous_slots.append(previous_slots_T)
             self._num_rows += len(slots_T)
@@ -65,11 +67,11 @@ class ExpertLoad:
     def _count(self) -> None:
         if not self._slots:
             return
-        ids_LTK = torch.stack([torch.cat(kept) for kept in self._ids])
+        ids_LTK = torch.stack([torch.cat(layer) for layer in zip(*self._steps, strict=True)])
         self._repeats.count(ids_LTK, torch.cat(self._slots), torch.cat(self._previous_slots))
         flat = (ids_LTK.flatten(1) + self._first_L1).reshape(-1)
         self._total_LE += torch.bincount(flat, minlength=self._total_LE.shape[0])
-        for kept in (*self._ids, self._slots, self._previous_slots):
+        for kept in (self._steps, self._slots, self._previous_slots):
             kept.clear()
         self._num_rows = 0
 

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.cpu_kernels.repeats import KernelExpertRepeats
 from model.expert_load import ExpertLoad
-from model.expert_repeats import random_rates
+from model.expert_repeats import ExpertRepeats, random_rates
 from model.step_batch import Chunk, build_batch
+from tests.compiled_kernels import compiled_library
 
 CPU = torch.device("cpu")
 LAYERS, EXPERTS, BLOCK = 3, 8, 4
@@ -104,6 +106,22 @@ def test_slots_that_are_given_to_others_tell_of_their_holder_at_the_time(
         (first,),
         (both,),
     )
+
+
+@pytest.mark.parametrize(("layers", "experts", "top_k"), [(1, 2, 1), (3, 8, 2), (5, 127, 4)])
+def test_the_compiled_scan_and_torch_count_the_same(layers: int, experts: int, top_k: int) -> None:
+    """The scan is what the tests above hold, where it is compiled; torch's sorting is elsewhere."""
+    ours = KernelExpertRepeats(compiled_library(), layers, experts, top_k, 12)
+    torchs = ExpertRepeats(layers, experts, top_k, 12, CPU)
+    random_ = torch.Generator().manual_seed(layers)
+    for rows in (1, 40, 7, 1, 200):
+        ids = torch.rand(rows, layers, experts, generator=random_).argsort(2)[:, :, :top_k]
+        slots = torch.randint(12, (rows, 2), generator=random_)
+        previous = slots[:, 1] - torch.randint(2, (rows,), generator=random_)  # some are NONE
+        for one in (ours, torchs):
+            one.count(ids.transpose(0, 1), slots[:, 0], previous)
+        assert ours.totals() == torchs.totals()
+    assert 0 < ours.totals().pairs < 249
 
 
 def test_a_random_gate_repeats_as_often_as_table_5_says() -> None:
