@@ -33,6 +33,10 @@ def main(calm_load_s: float) -> None:
     runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
     os.environ.update(serve_environment(runtime_dir, shutdown_timeout_s=20.0))
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens to this machine only
+    # Ray's Cluster writes its address there for `ray.init(address="auto")`; it takes the folder
+    # for granted, and the usual one, /tmp/ray, is everybody's.
+    os.environ["RAY_TMPDIR"] = str(runtime_dir)
+    (runtime_dir / "ray").mkdir()
     try:
         sys.stdout.write(json.dumps(_drained(runtime_dir, calm_load_s)) + "\n")
     finally:

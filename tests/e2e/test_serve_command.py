@@ -27,7 +27,9 @@ from tests.e2e.streams import Stream
 from tests.ports import free_port
 
 WINDROSE = Path(sys.executable).parent / "windrose"
+NOTING_DIRECTORIES = Path(__file__).parent / "noting_directories"
 MARK = "WINDROSE_TEST_MARK"
+NOTES = "WINDROSE_TEST_NOTES"
 START_TIMEOUT_S = 180.0
 
 
@@ -40,9 +42,12 @@ class Server:
         self.printed = ""  # on stdout, up to the announcement
         self._mark = uuid.uuid4().hex
         self._shm = set(os.listdir("/dev/shm"))
-        self._tmp = runtime_dirs()
+        self._notes = model.parent / f"directories-{self._mark}"
+        self._notes.touch()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment[MARK] = self._mark
+        environment |= {MARK: self._mark, NOTES: str(self._notes)}
+        path = (NOTING_DIRECTORIES, environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = os.pathsep.join(str(one) for one in path if one)
         if ray_address:
             environment["RAY_ADDRESS"] = ray_address
         self.process = subprocess.Popen(
@@ -68,6 +73,10 @@ class Server:
             watchdog.cancel()
         raise AssertionError(f"it ended before it served: {self.end()}")
 
+    def directories(self) -> list[Path]:
+        """What its processes, and no others of this machine, have made in /tmp."""
+        return [Path(line) for line in self._notes.read_text().splitlines()]
+
     def end(self) -> tuple[int, str]:
         """Wait for the end; returns exit status and what it said on stderr."""
         rest, stderr = self.process.communicate(timeout=120.0)
@@ -75,16 +84,12 @@ class Server:
         return self.process.returncode, stderr
 
     def assert_nothing_left(self) -> None:
-        """No process with our mark, no new file in /dev/shm or /tmp, no listener."""
+        """No process with our mark, no new file in /dev/shm, none of its in /tmp, no listener."""
         assert marked(self._mark) == []
         assert set(os.listdir("/dev/shm")) <= self._shm
-        assert runtime_dirs() <= self._tmp
+        assert [one for one in self.directories() if one.exists()] == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", self.port), timeout=2.0)
-
-
-def runtime_dirs() -> set[Path]:
-    return set(Path("/tmp").glob("windrose-*"))
 
 
 def marked(mark: str) -> list[str]:
@@ -135,6 +140,7 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
         for stream in streams:
             assert stream.started.wait(60.0)
         assert not any(stream.done for stream in streams), "nothing was left to drain"
+        assert [one.name[:9] for one in server.directories() if one.exists()] == ["windrose-"]
         server.process.send_signal(signal.SIGTERM)
         status, stderr = server.end()
         for stream in streams:
@@ -153,6 +159,30 @@ def test_serves_drains_on_sigterm_and_leaves_nothing(checkpoint: Path) -> None:
     assert "ServeController" not in server.printed + stderr
 
 
+class Refused(threading.Thread):
+    """A `windrose serve` that waits for machines before it gives up; the other tests go on."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self.asked_s = self.said_s = 0.0  # when the start was told of, and when what it lacks
+        self.lacks = ""
+
+    def run(self) -> None:
+        """Read what it says to its end."""
+        assert self._server.process.stderr is not None
+        for line in self._server.process.stderr:
+            if "starting random-mixtral on 1 attention" in line:
+                self.asked_s = time.monotonic()
+            elif "asked:" in line:
+                self.lacks, self.said_s = line, time.monotonic()
+
+    def end(self) -> int:
+        """Its exit status, once it has said all."""
+        self.join(START_TIMEOUT_S)
+        return self._server.end()[0]
+
+
 def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpoint: Path) -> None:
     flags = ("--expert-actors", "1", "--cpus-per-actor", "0.1")
     server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
@@ -167,6 +197,16 @@ def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpo
     assert httpx.get(f"{server.url}/-/healthz").status_code != 500, "the proxy still answers"
 
 
+@pytest.fixture(scope="module")
+def refused(cluster: Cluster, checkpoint: Path) -> Refused:
+    flags = ("--expert-actors", "2", "--cpus-per-actor", "0.1", "--expert-accelerator", "H900")
+    server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
+    waiting = Refused(server)
+    waiting.start()
+    return waiting
+
+
+@pytest.mark.usefixtures("refused")
 def test_says_where_serve_listens_on_a_cluster_that_has_it(
     cluster: Cluster, checkpoint: Path
 ) -> None:
@@ -174,26 +214,6 @@ def test_says_where_serve_listens_on_a_cluster_that_has_it(
     status, stderr = server.end()
     assert status == 1
     assert f"use --port {cluster.port}" in stderr
-
-
-def test_says_what_is_missing_where_there_is_no_room(cluster: Cluster, checkpoint: Path) -> None:
-    flags = ("--expert-actors", "2", "--cpus-per-actor", "0.1", "--expert-accelerator", "H900")
-    server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
-    assert server.process.stderr is not None
-    stderr, asked_s, said_s = "", 0.0, 0.0
-    for line in server.process.stderr:
-        if "starting random-mixtral on 1 attention" in line:
-            asked_s = time.monotonic()
-        elif "asked:" in line:
-            stderr, said_s = line, time.monotonic()
-    status, rest = server.end()
-    assert status == 1, rest
-    assert "asked: 3 x (CPU 0.1) + 2 x (CPU 0.1, H900); there is 1 machine: " in stderr
-    assert "(CPU 64); missing: 2 x (CPU 0.1, H900) (no machine has H900)" in stderr
-    assert "no autoscaler adds machines" in stderr
-    assert said_s - asked_s < 30.0
-    gone = cluster.application_status("windrose")
-    assert gone in (None, "DELETING")
 
 
 def test_says_at_once_what_this_machine_lacks(checkpoint: Path) -> None:
@@ -251,3 +271,13 @@ def test_says_when_the_port_is_taken(checkpoint: Path) -> None:
         status, stderr = server.end()
     assert status == 1
     assert "is in use; choose another --port" in stderr
+
+
+def test_says_what_is_missing_where_there_is_no_room(cluster: Cluster, refused: Refused) -> None:
+    assert refused.end() == 1
+    assert "asked: 3 x (CPU 0.1) + 2 x (CPU 0.1, H900); there is 1 machine: " in refused.lacks
+    assert "(CPU 64); missing: 2 x (CPU 0.1, H900) (no machine has H900)" in refused.lacks
+    assert "no autoscaler adds machines" in refused.lacks
+    assert refused.said_s - refused.asked_s < 30.0
+    gone = cluster.application_status("windrose")
+    assert gone in (None, "DELETING")
