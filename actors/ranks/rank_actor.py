@@ -10,6 +10,7 @@ only imported by the actor itself, behind everything else if there is no hurry.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import threading
@@ -268,10 +269,20 @@ class RankActor:
 
 
 def _import_all(calm: bool) -> None:
+    """Without the garbage collector, to which nothing of it ever falls.
+
+    Looking through it again and again is a sixth of the import, and a tenth of a second each time
+    later on, in the middle of a step.
+    """
     if calm:
         step_back()
-    import actors.ranks.attention
-    import actors.ranks.expert  # noqa: F401
+    gc.disable()
+    try:
+        import actors.ranks.attention
+        import actors.ranks.expert  # noqa: F401
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 def _read(read: Callable[[], None], calm: bool) -> None:
