@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import httpx
 
@@ -14,6 +17,8 @@ from tests.ports import free_port
 
 _CPUS = 64  # logical: what the tests deploy must be placed, not be fast
 _START_TIMEOUT_S = 180.0
+_POLL_S = 0.1  # what starts or ends an application looks once a second by itself
+_METRICS_PERIOD_MS = 1000  # from processes to Ray's agent; 10 s by itself
 
 
 class Cluster:
@@ -27,9 +32,12 @@ class Cluster:
     def start(cls) -> Cluster:
         """Start Ray, then Serve behind HAProxy."""
         local_ray = LocalRay(_CPUS, shutdown_timeout_s=5.0)
+        os.environ.update({"RAY_metrics_report_interval_ms": str(_METRICS_PERIOD_MS)})
         local_ray.start()
         from ray import serve
 
+        client: Any = import_module("ray.serve._private.client")
+        client.CLIENT_POLLING_INTERVAL_S = _POLL_S
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         return cls(local_ray, port)
@@ -88,5 +96,5 @@ def wait_healthy(url: str) -> None:
                     return
             except httpx.TransportError:
                 pass  # the port is not open yet
-            time.sleep(0.1)
+            time.sleep(_POLL_S)
     raise TimeoutError(f"{url} was not healthy after {_START_TIMEOUT_S} s")

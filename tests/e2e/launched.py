@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +40,16 @@ else:
     remove_placement_group(get_placement_group("tenant"))
 """
 
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def timed(phase: str) -> Iterator[None]:
+    """Log how long something took."""
+    begun = time.perf_counter()
+    yield
+    logger.warning("%s: %.1f s", phase, time.perf_counter() - begun)
+
 
 class Launched:
     """The machines, and the file they were launched with."""
@@ -46,6 +58,7 @@ class Launched:
         self._network = network
         self.head, *self.workers = network.machines
         self._server: subprocess.Popen[bytes] | None = None
+        self._end: Future[tuple[int, list[str]]] | None = None
         self.url = f"http://{self.head}:{HTTP_PORT}"
 
     def machine(self, address: str) -> Machine:
@@ -66,10 +79,6 @@ class Launched:
         self._network.launcher.run("ray", "up", "--yes", "local.yaml")
         for worker in self.workers:
             self.raylet(worker)
-
-    def down(self) -> None:
-        """`ray down`."""
-        self._network.launcher.run("ray", "down", "--yes", "local.yaml")
 
     def raylet(self, address: str, *, but: int = 0) -> int:
         """The process id of a machine's raylet, once there is one (other than `but`)."""
@@ -94,19 +103,32 @@ class Launched:
         self._server = subprocess.Popen(head.command(*command, environment={"RAY_ADDRESS": "auto"}))
         wait_healthy(self.url)
 
-    def stop_serving(self) -> int:
-        """SIGTERM; returns the exit status."""
+    def take_down(self) -> Future[tuple[int, list[str]]]:
+        """SIGTERM to the server, then `ray down`, in a thread; called again it is the same.
+
+        The result is the server's exit status, and what still was on the machines 45 s after
+        `ray down`, which ends the head alone: processes, names in shared memory.
+        """
+        if self._end is None:
+            self._end = ThreadPoolExecutor(1).submit(self._take_down)
+        return self._end
+
+    def _take_down(self) -> tuple[int, list[str]]:
+        with timed("stop of windrose serve"):
+            status = self._stop_serving()
+        with timed("ray down"):
+            self._network.launcher.run("ray", "down", "--yes", "local.yaml")
+        with timed("all gone"):
+            deadline_s = time.monotonic() + _GONE_TIMEOUT_S
+            while (left := self._left()) and time.monotonic() < deadline_s:
+                time.sleep(0.5)  # a look at all processes is not cheap
+        return status, left
+
+    def _stop_serving(self) -> int:
         assert self._server is not None
         for pid in self._pids(self.head, "windrose serve "):
             os.kill(pid, signal.SIGTERM)
         return self._server.wait(60.0)
-
-    def emptied(self) -> list[str]:
-        """What stays on the machines: processes, names in shared memory."""
-        deadline_s = time.monotonic() + _GONE_TIMEOUT_S
-        while (left := self._left()) and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        return left
 
     def _left(self) -> list[str]:
         machines = self._network.machines.values()
@@ -129,11 +151,18 @@ def launched(directory: Path, *visible: Path) -> Iterator[Launched]:
 
 
 def local_yaml(head: str, workers: list[str]) -> dict[str, Any]:
-    """The committed file, filled in; but what it installs is installed."""
+    """The committed file, filled in; but what it installs is installed, and nobody wants to look.
+
+    Ray's dashboard is ten processes on the head.
+    """
     config: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster" / "local.yaml").read_text())
     config["provider"] |= {"head_ip": head, "worker_ips": workers}
     config["auth"]["ssh_user"] = "root"
     config["setup_commands"] = []
+    config["head_start_ray_commands"] = [
+        command.replace("ray start --head", "ray start --head --include-dashboard=false")
+        for command in config["head_start_ray_commands"]
+    ]
     return config
 
 

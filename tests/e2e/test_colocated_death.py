@@ -11,11 +11,10 @@ import pytest
 
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
-from tests.e2e.reference import Reference
-from tests.e2e.streams import Known, assert_undisturbed, experts_of, ranks_of, start, undisturbed
+from tests.e2e.streams import Calm, Known, assert_undisturbed, experts_of, ranks_of, start
 
 NUM_STREAMS = 16
-MAX_TOKENS = 250
+MAX_TOKENS = 150
 RANKS = [0, 1]
 
 
@@ -35,8 +34,8 @@ def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def known(url: str, reference: Reference) -> Known:
-    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
+def known(url: str, calm: Calm) -> Known:
+    return calm.known(url, NUM_STREAMS, MAX_TOKENS)
 
 
 @pytest.mark.parametrize(

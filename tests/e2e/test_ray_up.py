@@ -1,6 +1,6 @@
 """cluster/local.yaml by the real `ray up`: a head and two workers, each a machine of its own.
 
-One cluster for all tests of this file, which run in their order.
+One cluster for all tests of this file, which run in their order, and for test_workers_follow.py.
 """
 
 from __future__ import annotations
@@ -8,67 +8,41 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e import namespaces
-from tests.e2e.launched import Launched, launched
+from tests.e2e.launched import Launched, timed
 from tests.e2e.reference import Reference
 from tests.e2e.streams import (
+    Calm,
     Known,
     NumberedStream,
     assert_undisturbed,
     experts_of,
     ranks_of,
     start,
-    undisturbed,
 )
 
 RANKS = [0, 1, 2]
 NUM_STREAMS = 12
 NUM_LATE = 4
-MAX_TOKENS = 250
-FLAGS = ("--expert-actors", "2", "--threads-per-actor", "1", "--dtype", "float32")
-LIMITS = ("--max-model-len", "512", "--peer-timeout", "3")
+MAX_TOKENS = 150
 
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def timed(phase: str) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    logger.warning("%s: %.1f s", phase, time.perf_counter() - begun)
+@pytest.fixture(scope="module")
+def site(launched_site: Launched) -> Iterator[Launched]:
+    """Taken down behind these tests; test_workers_follow.py sees to what that leaves."""
+    yield launched_site
+    launched_site.take_down()
 
 
 @pytest.fixture(scope="module")
-def cluster_up(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Launched]:
-    if (why := namespaces.obstacle()) is not None:
-        pytest.skip(why)
-    with launched(tmp_path_factory.mktemp("ray-up") / "lan", checkpoint) as machines:
-        with timed("ray up"):
-            machines.up()
-        yield machines
-
-
-@pytest.fixture(scope="module")
-def site(cluster_up: Launched, checkpoint: Path) -> Launched:
-    """It serves (1, 2): each worker has one of the expert actors."""
-    cluster_up.tenant("comes")
-    with timed("windrose serve"):
-        cluster_up.serve(checkpoint, *FLAGS, *LIMITS)
-    cluster_up.tenant("goes")
-    return cluster_up
-
-
-@pytest.fixture(scope="module")
-def known(site: Launched, reference: Reference) -> Known:
-    return undisturbed(site.url, reference, NUM_STREAMS + NUM_LATE, MAX_TOKENS)
+def known(site: Launched, calm: Calm) -> Known:
+    return calm.known(site.url, NUM_STREAMS + NUM_LATE, MAX_TOKENS)
 
 
 def test_experts_on_both_workers_answer_as_one_process_does(site: Launched, known: Known) -> None:
@@ -136,12 +110,3 @@ def under_load(site: Launched, known: Known, strike: Callable[[], None]) -> None
     recoveries = experts_of(site.url)["recoveries"][num_recoveries:]
     assert recoveries
     logger.warning("recoveries: %s", recoveries)
-
-
-def test_ray_down_leaves_nothing(site: Launched) -> None:
-    with timed("stop of windrose serve"):
-        assert site.stop_serving() == 0
-    with timed("ray down"):
-        site.down()
-    with timed("all gone"):
-        assert site.emptied() == []

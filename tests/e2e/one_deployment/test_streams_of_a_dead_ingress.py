@@ -5,39 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from actors.ranks.attention import LEASE_S
-from configs.schema import WindroseConfig
-from tests.e2e.deployments import Cluster
-from tests.e2e.reference import Reference
-from tests.e2e.streams import Known, experts_of, finished, start, undisturbed
+from tests.e2e.streams import Calm, Known, experts_of, finished, start
 
 NUM_STREAMS = 16
-MAX_TOKENS = 200
+MAX_TOKENS = 150
 FAR = 3000  # tokens: longer than the lease of an ingress
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
-    config = WindroseConfig(
-        model=str(checkpoint),
-        ingress_replicas=2,
-        cpus_per_actor=0.1,
-        threads_per_actor=1,
-        max_model_len=4000,
-    )
-    with cluster.deployed(config, "ingress") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def known(url: str, reference: Reference) -> Known:
-    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
+def known(url: str, calm: Calm) -> Known:
+    return calm.known(url, NUM_STREAMS, MAX_TOKENS)
 
 
 def ingress_pids(url: str) -> set[int]:
@@ -87,3 +69,5 @@ def test_what_a_dead_ingress_had_under_way_is_dropped(url: str) -> None:
         assert time.monotonic() - cut_s < LEASE_S + 30.0
         time.sleep(0.2)
     assert alive > 0 and not any(stream.done for stream in streams), "nothing was cut short"
+    for stream in streams:
+        stream.leave()  # else the deployment's end waits for them

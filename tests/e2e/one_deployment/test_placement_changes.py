@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from configs.schema import WindroseConfig
-from tests.e2e.deployments import Cluster
-from tests.e2e.reference import Reference
-from tests.e2e.streams import Known, assert_undisturbed, experts_of, ranks_of, start, undisturbed
+from tests.e2e.streams import Calm, Known, assert_undisturbed, experts_of, ranks_of, start
 
 NUM_STREAMS = 16
 MAX_TOKENS = 250
@@ -23,25 +18,8 @@ NUM_EXPERTS = 8
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
-    """Two attention actors; experts 0-3 on rank 2, 4-7 on rank 3."""
-    config = WindroseConfig(
-        model=str(checkpoint),
-        attention_actors=2,
-        expert_actors=2,
-        cpus_per_actor=0.1,
-        threads_per_actor=1,
-        max_model_len=512,
-        balance="off",
-        redundant_experts=1,
-    )
-    with cluster.deployed(config, "placement") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def known(url: str, reference: Reference) -> Known:
-    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
+def known(url: str, calm: Calm) -> Known:
+    return calm.known(url, NUM_STREAMS, MAX_TOKENS)
 
 
 def change(url: str, name: str, **body: Any) -> dict[str, Any]:

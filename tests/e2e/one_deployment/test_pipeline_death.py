@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import ray
 
 from actors.naming import namespace_of, pipeline_of
 from configs.schema import WindroseConfig
-from tests.actors.otlp_receiver import Receiver, receiving
+from tests.actors.otlp_receiver import Receiver
 from tests.e2e.deployments import Cluster
 from tests.e2e.reference import Reference
 from tests.e2e.streams import (
+    Calm,
     Known,
     Stream,
     assert_undisturbed,
@@ -27,41 +28,17 @@ from tests.e2e.streams import (
     prompt_of,
     ranks_of,
     start,
-    undisturbed,
 )
 
 NUM_STREAMS = 32
-MAX_TOKENS = 300
+MAX_TOKENS = 150
 RANKS = [0, 1, 2, 3]
 Victims = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def url(cluster: Cluster, checkpoint: Path, receiver: Receiver) -> Iterator[str]:
-    """Two attention and two expert actors; a hang is noticed within 3 s."""
-    config = WindroseConfig(
-        model=str(checkpoint),
-        attention_actors=2,
-        expert_actors=2,
-        cpus_per_actor=0.1,
-        threads_per_actor=1,
-        max_model_len=512,
-        peer_timeout_s=3.0,
-        otlp_endpoint=receiver.url,
-    )
-    with cluster.deployed(config, "deaths") as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def known(url: str, reference: Reference) -> Known:
-    return undisturbed(url, reference, NUM_STREAMS, MAX_TOKENS)
+def known(url: str, calm: Calm) -> Known:
+    return calm.known(url, NUM_STREAMS, MAX_TOKENS)
 
 
 def one(role: str) -> Victims:
