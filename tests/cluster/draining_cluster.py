@@ -20,6 +20,7 @@ import httpx
 
 from cluster.local_ray import end_descendants, serve_environment
 from configs.schema import WindroseConfig
+from tests.one_tls_context import share_tls_context
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ _STORE_BYTES = 100 << 20
 
 def main(calm_load_s: float) -> None:
     """Bring it up, drain, take away, bring it down."""
+    share_tls_context()
     runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
     os.environ.update(serve_environment(runtime_dir, shutdown_timeout_s=20.0))
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens to this machine only
@@ -123,7 +125,7 @@ class _Load:
         body = {
             "model": "demo",
             "prompt": "What is Windrose?",
-            "max_tokens": 300,
+            "max_tokens": 150,
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster.local_ray import LocalRay, free_ports
 from configs.schema import WindroseConfig
+from tests.one_tls_context import share_tls_context
 
 CLIENTS = 12
 MAX_TOKENS = 60
@@ -93,6 +94,7 @@ class GrowingRay(LocalRay):
 
 def main(model: str) -> dict[str, Any]:
     """Raise the load until there is a second node, lower it until that is gone."""
+    share_tls_context()
     local_ray = GrowingRay(CPUS, shutdown_timeout_s=2.0)
     try:
         local_ray.start()
