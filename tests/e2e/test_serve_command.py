@@ -200,7 +200,9 @@ def test_joins_a_running_cluster_and_leaves_it_running(cluster: Cluster, checkpo
 @pytest.fixture(scope="module")
 def refused(cluster: Cluster, checkpoint: Path) -> Refused:
     flags = ("--expert-actors", "2", "--cpus-per-actor", "0.1", "--expert-accelerator", "H900")
-    server = Server(checkpoint, *flags, port=cluster.port, ray_address=cluster.address)
+    # Serve takes as long for the end of what never had a place, and its own end waits for that.
+    drain = ("--drain-timeout", "1")
+    server = Server(checkpoint, *flags, *drain, port=cluster.port, ray_address=cluster.address)
     waiting = Refused(server)
     waiting.start()
     return waiting
