@@ -13,6 +13,8 @@ from actors.http.errors import Overloaded
 _REMEMBERED = 64  # of those that left the line last: their pace tells how long a place takes
 _FEW = 16  # waiting, of whom nobody is sent away: the pace of so few is that of their arrivals
 _TELLING = 4  # that left a longer line tell its pace
+_PACE_S = 30.0  # over which it is taken: answers that begin together end together, in bursts
+_MOST_TELLING = 4096
 _RECENT_S = 60.0
 _LONGEST_RETRY_S = 60.0
 
@@ -60,7 +62,7 @@ def retry_after_s(excess: float, left_s: Sequence[float], now_s: float) -> float
 def expected_wait_s(sequences: int, left_s: Sequence[float], now_s: float) -> float:
     """When so many will have left; 0 where it cannot be told.
 
-    `left_s`: when others left, in order, since the line was last short.
+    `left_s`: when others left lately, in order, since the line was last short.
     """
     if sequences <= _FEW or len(left_s) < _TELLING:
         return 0.0
@@ -75,7 +77,7 @@ class WaitingLine:
         self.sequences = 0
         self.tokens = 0
         self._left_s: deque[float] = deque(maxlen=_REMEMBERED)
-        self._left_long_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._left_long_s: deque[float] = deque(maxlen=_MOST_TELLING)
 
     def refuse_if_full(self, prompts: Sequence[int], now_s: float) -> None:
         """Raises Overloaded where prompts of these lengths (none: of any) cannot wait too."""
@@ -117,7 +119,10 @@ class Place:
         """Its first token is there."""
         if self._line is not None:
             self._line._left_s.append(now_s)
-            self._line._left_long_s.append(now_s)
+            left_s = self._line._left_long_s
+            left_s.append(now_s)
+            while left_s[0] < now_s - _PACE_S:
+                left_s.popleft()
             self.give_up()
 
     def give_up(self) -> None:

@@ -140,6 +140,20 @@ def test_ten_times_what_is_served_waits_for_so_long_and_no_longer(each_s: float)
     assert len(served.waits_s) + served.refused == round(200 / each_s)
 
 
+def test_the_pace_of_bursts_is_that_of_many_of_them() -> None:
+    line = WaitingLine(LineLimits(10_000, None, wait_s=5.0))
+    waiting: deque[Place] = deque()
+    with ExitStack() as open_:
+        waiting += open_.enter_context(line.places([1] * 500, 0.0))
+        for second in range(0, 60, 10):  # 80 in a tenth of a second, then none for nearly ten
+            for number in range(80):
+                waiting.popleft().served(second + number / 800)
+        # 20 are left. Behind a burst as well, 8 leave in a second: so 30 wait 2.5 s, 70 nearly 6.
+        waiting += open_.enter_context(line.places([1] * 10, 50.2))
+        with pytest.raises(Overloaded):
+            line.refuse_if_full([1] * 40, 50.2)
+
+
 def test_a_line_that_is_short_or_comes_at_once_is_let_in() -> None:
     served = Served(LineLimits(256, None, wait_s=1.0), each_s=1.0)
     served.arrive(0.0, prompts=200)  # nothing has left: who knows how fast they will
