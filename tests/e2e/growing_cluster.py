@@ -23,7 +23,7 @@ from tests.one_tls_context import share_tls_context
 
 CLIENTS = 12
 MAX_TOKENS = 60
-FAR = 3000
+FAR = 3900
 CPUS = 2  # of a node: Serve and one pipeline fit on the head, the second one does not
 TYPES = {
     "ray.head.default": {"resources": {"CPU": CPUS}, "node_config": {}, "max_workers": 0},
@@ -126,11 +126,11 @@ def _scenario(model: str) -> dict[str, Any]:
     config = WindroseConfig(
         model=model,
         threads_per_actor=1,
-        max_model_len=3200,
+        max_model_len=4000,
         max_replicas=2,
         target_ongoing_requests=4,
         upscale_delay_s=0.5,
-        downscale_delay_s=3.0,
+        downscale_delay_s=1.5,
     )
     serve.run(build_app(config), name="growing", route_prefix="/")
     url = f"http://127.0.0.1:{port}"
