@@ -81,7 +81,7 @@ def build_batch(
     tokens, positions, slots, previous, lengths, samples = _cut(flat, sizes)
     blocks = np.empty((0, 0), np.int64)
     if num_decodes:
-        # By plain numbers: for one row they take a third of the time of as many calls of numpy's.
+        # By plain numbers: half the time of as many calls of numpy's for one row, the same for 64.
         rows = zip(*[_decode_row(chunk, block_size) for chunk in decodes], strict=True)
         columns = tokens, positions, slots, previous, lengths
         for column, values in zip(columns, rows, strict=True):

@@ -1,7 +1,7 @@
 """What a layer does to decoding rows before its experts, in one call of the compiled library.
 
-Not that the parts were slow: at one row the calls between them, and the tensors that carry
-their results, take a tenth of a step.
+Not that the parts were slow: the calls between them, and the tensors that carry their results,
+were 3 to 5 % of a step of the 0.8 B model at one row, 1 to 7 % at 32 (three runs in turns).
 Shape suffixes: T rows, D hidden, K experts per token.
 """
 

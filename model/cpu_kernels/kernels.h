@@ -1,4 +1,5 @@
-// What the library exports and calls itself as well.
+// What the library exports and calls itself as well. Who defines it includes this, so that the
+// compiler holds both to the same arguments.
 #pragma once
 
 #include "matmul.h"
