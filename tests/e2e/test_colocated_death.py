@@ -11,10 +11,18 @@ import pytest
 
 from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
-from tests.e2e.streams import Calm, Known, assert_undisturbed, experts_of, ranks_of, start
+from tests.e2e.streams import (
+    Calm,
+    Known,
+    assert_under_way,
+    assert_undisturbed,
+    experts_of,
+    ranks_of,
+    start,
+)
 
 NUM_STREAMS = 16
-MAX_TOKENS = 150
+MAX_TOKENS = 300
 RANKS = [0, 1]
 
 
@@ -44,7 +52,7 @@ def known(url: str, calm: Calm) -> Known:
 def test_the_other_takes_over(url: str, known: Known, how: signal.Signals, cause: str) -> None:
     victim, other = (one["pid"] for one in ranks_of(url, RANKS))
     streams = start(url, NUM_STREAMS, MAX_TOKENS)
-    assert not any(stream.done for stream in streams), "they ended before it happened"
+    assert_under_way(streams)
     os.kill(victim, how)
     assert_undisturbed(streams, known)
     first, second = (one["pid"] for one in ranks_of(url, RANKS))

@@ -19,7 +19,7 @@ from tests.e2e.reference import Reference
 from tests.e2e.streams import NumberedStream, assert_undisturbed, experts_of, ranks_of, start
 
 WAIT_S = 3.0
-MAX_TOKENS = 100
+MAX_TOKENS = 200
 GREEDY = {"prompt": [1, 44, 45], "max_tokens": 4, "temperature": 0}
 
 

@@ -16,7 +16,7 @@ from tests.e2e.deployments import Cluster
 from tests.e2e.streams import Calm, Known, assert_undisturbed, experts_of, ranks_of, start
 
 NUM_STREAMS = 16
-MAX_TOKENS = 150
+MAX_TOKENS = 200
 RANKS = [0, 1, 2]
 
 

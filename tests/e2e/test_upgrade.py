@@ -19,7 +19,7 @@ from tests.e2e.streams import Stream, experts_of, prompt_of
 NAME = "upgrade"
 CLIENTS = 4
 MAX_TOKENS = 120
-FAR = 1800  # tokens: more than are made while a pipeline starts
+FAR = 2400  # tokens: more than are made while a pipeline starts
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_upgrades_under_load(
     cluster: Cluster, checkpoint: Path, other_checkpoint: Path, reference: Reference
 ) -> None:
     first = WindroseConfig(
-        model=str(checkpoint), cpus_per_actor=0.1, threads_per_actor=1, max_model_len=2000
+        model=str(checkpoint), cpus_per_actor=0.1, threads_per_actor=1, max_model_len=2600
     )
     shape = {"attention_actors": 2, "expert_actors": 2, "max_num_seqs": 32}
     with cluster.deployed(first, NAME) as url:

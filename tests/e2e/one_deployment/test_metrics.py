@@ -18,7 +18,7 @@ from ops.grafana.boards import DASHBOARDS
 from tests.e2e.prometheus import PROMETHEUS, scraping
 from tests.e2e.streams import experts_of, finished, ranks_of, start
 
-STREAMS, MAX_TOKENS = 8, 150
+STREAMS, MAX_TOKENS = 8, 300
 RANKS = [0, 1, 2, 3]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

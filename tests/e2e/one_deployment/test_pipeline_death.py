@@ -23,6 +23,7 @@ from tests.e2e.streams import (
     Calm,
     Known,
     Stream,
+    assert_under_way,
     assert_undisturbed,
     experts_of,
     prompt_of,
@@ -31,7 +32,7 @@ from tests.e2e.streams import (
 )
 
 NUM_STREAMS = 32
-MAX_TOKENS = 150
+MAX_TOKENS = 200
 RANKS = [0, 1, 2, 3]
 Victims = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -66,7 +67,7 @@ def test_streams_go_on(url: str, known: Known, victims: Victims, how: signal.Sig
     num_recoveries = len(experts_of(url)["recoveries"])
     streams = start(url, NUM_STREAMS, MAX_TOKENS)
     struck = {actor["pid"] for actor in victims(before)}
-    assert not any(stream.done for stream in streams), "they ended before it happened"
+    assert_under_way(streams)
     for pid in struck:
         os.kill(pid, how)
     assert_undisturbed(streams, known)
@@ -147,7 +148,7 @@ def test_streams_go_on_when_the_router_dies(url: str, known: Known) -> None:
     before = {actor["pid"] for actor in ranks_of(url, RANKS)}
     (router,) = [one["pid"] for one in experts_of(url)["actors"] if one["role"] == "router"]
     streams = start(url, NUM_STREAMS, MAX_TOKENS)
-    assert not any(stream.done for stream in streams), "they ended before it happened"
+    assert_under_way(streams)
     os.kill(router, signal.SIGKILL)
     assert_undisturbed(streams, known)
     after = {actor["pid"] for actor in ranks_of(url, RANKS)}
