@@ -1,29 +1,51 @@
-"""The compiled kernels, for tests that are about them."""
+"""The compiled kernels, for tests that are about them: every variant that this CPU can run."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from model.cpu_kernels.binary import load_binary
+from model.cpu_kernels.binary import load_variant
+from model.cpu_kernels.library import CpuKernels
 
-_NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-
-
-def compiled_library() -> ctypes.CDLL:
-    """The library; a failure where it could run and is not built, a skip where it cannot run."""
-    found = load_binary()
-    if found is None:
-        flags = _cpu_flags()
-        # With AMX oneDNN is preferred; without AVX512-BF16 there is nothing to test.
-        can_run = flags >= _NEEDED and "amx_bf16" not in flags
-        assert not can_run, "the kernels are not built: make setup"
-        pytest.skip("this CPU runs torch's kernels")
-    return found
+_NEEDED = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "avx2": {"avx2", "fma"},
+}
 
 
 def _cpu_flags() -> set[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+VARIANTS = [name for name, needed in _NEEDED.items() if needed <= _cpu_flags()]
+
+
+def compiled_library(variant: str | None = None) -> ctypes.CDLL:
+    """One library, the fastest if none is named; a failure where it could run and is not built."""
+    if not VARIANTS:
+        pytest.skip("this CPU runs torch's kernels")
+    variant = variant or VARIANTS[0]
+    found = load_variant(variant)
+    assert found is not None, f"the kernels for {variant} are not built: make setup"
+    return found
+
+
+@contextmanager
+def kernels_in_use(variant: str, num_threads: int) -> Iterator[CpuKernels]:
+    """The model runs on this variant of the kernels, with so many threads."""
+    kernels = CpuKernels(compiled_library(variant), num_threads)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("model.cpu_kernels.library", "model.decode_layers"):
+            patch.setattr(f"{module}.load_kernels", lambda: kernels)
+        yield kernels
+
+
+def variants_and_threads(*threads: int) -> list[tuple[str, int]]:
+    """Parameters of a fixture around `kernels_in_use`."""
+    return [(variant, count) for variant in VARIANTS or ["none"] for count in threads]

@@ -6,11 +6,23 @@ import ctypes
 import functools
 import importlib.util
 
+VARIANTS = ("avx512", "avx2")  # of the same kernels, the fastest first
+
 
 @functools.cache
 def load_binary() -> ctypes.CDLL | None:
-    """The compiled library, or None where it was not built or this CPU cannot run it."""
-    found = importlib.util.find_spec("model.cpu_kernels._library")
+    """The fastest library for this CPU, or None: not built, or oneDNN has something better."""
+    for variant in VARIANTS:
+        library = load_variant(variant)
+        if library is not None:
+            return None if library.windrose_outdone() else library
+    return None
+
+
+@functools.cache
+def load_variant(variant: str) -> ctypes.CDLL | None:
+    """The library built for one kind of CPU, or None where it was not or this CPU is another."""
+    found = importlib.util.find_spec(f"model.cpu_kernels._{variant}")
     if found is None or found.origin is None:
         return None
     library = ctypes.CDLL(found.origin)

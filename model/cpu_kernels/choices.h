@@ -54,7 +54,7 @@ struct Choices {
   }
 
   // Packs everybody's rows of x [.., 2 * pairs] into `out`, block after block.
-  void pack(const bf16* x, int64_t stride, int64_t pairs, std::vector<Pair>& out, int threads) {
+  void pack(const bf16* x, int64_t stride, int64_t pairs, std::vector<RowPair>& out, int threads) {
     if (out.size() < size_t(count() * pairs)) out.resize(count() * pairs);
     pool().run(threads, int64_t(work.size()), 1, [&](int64_t w) {
       const Work& one = work[w];
@@ -71,7 +71,7 @@ struct Choices {
 struct Down {
   const uint8_t* matrix;
   int64_t pairs;
-  const Pair* rows;  // of the expert's first choice
+  const RowPair* rows;  // of the expert's first choice
 };
 
 // y[rows, width] = sum over the choices of weight * row times matrix; `down(work)` has them.
@@ -86,46 +86,40 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
       const Down from = down(work);
       const Panel<Form> panel(from.matrix + p * Form::panel_bytes(from.pairs), from.pairs,
                               work.blocks.count);
-      for (int64_t b = 0; b < work.blocks.count; ++b) {
-        const int64_t in_work = work.blocks.first(b);
-        const int64_t first = work.first + in_work;
-        with_rows(work.blocks.size(b), [&](auto size) {
-          constexpr int kRows = decltype(size)::value;
-          __m512 sums[kRows][2];
-          panel.template multiply<kRows>(from.rows + in_work * from.pairs, sums);
-          for (int r = 0; r < kRows; ++r) {
-            float* to = sums_here.data() + s.rows[first + r] * kPanel;
-            const __m512 weight = _mm512_set1_ps(s.weights[first + r]);
-            for (int half = 0; half < 2; ++half) {
-              const __m512 old = _mm512_loadu_ps(to + 16 * half);
-              _mm512_storeu_ps(to + 16 * half, _mm512_fmadd_ps(weight, sums[r][half], old));
-            }
+      panel.multiply(from.rows, work.blocks, [&](auto size, int64_t first, auto& sums) {
+        for (int r = 0; r < decltype(size)::value; ++r) {
+          const int64_t choice = work.first + first + r;
+          float* to = sums_here.data() + s.rows[choice] * kPanel;
+          const Floats weight = all(s.weights[choice]);
+          for (int half = 0; half < 2; ++half) {
+            const Floats old = load(to + 16 * half);
+            store(to + 16 * half, fma(weight, sums[r][half], old));
           }
-        });
-      }
+        }
+      });
     }
     const int valid = int(width - p * kPanel < kPanel ? width - p * kPanel : kPanel);
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = sums_here.data() + r * kPanel;
       bf16* out = y + r * width + p * kPanel;
-      store_bf16(out, _mm512_loadu_ps(from), valid);
-      if (valid > 16) store_bf16(out + 16, _mm512_loadu_ps(from + 16), valid - 16);
+      store_bf16(out, load(from), valid);
+      if (valid > 16) store_bf16(out + 16, load(from + 16), valid - 16);
     }
   });
 }
 
 // silu(gate) * up
-inline __m512 swiglu(__m512 gate, __m512 up) {
-  const __m512 e = exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate));
-  return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), e)), up);
+inline Floats swiglu(Floats gate, Floats up) {
+  const Floats e = exp_of(zeros() - gate);
+  return gate / (all(1.0f) + e) * up;
 }
 
 // Stores 16 values of row r of a block of ROWS as its next pairs, `valid` of them.
 template <int ROWS>
-inline void store_pairs(__m512 values, int r, int valid, Pair* out) {
+inline void store_pairs(Floats values, int r, int valid, RowPair* out) {
   alignas(32) Pair pairs[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), (__m256i)_mm512_cvtneps_pbh(values));
-  for (int k = 0; k < valid; ++k) out[k * ROWS + r] = pairs[k];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), to_bf16(values));
+  for (int k = 0; k < valid; ++k) out[k * ROWS + r] = row_pair(pairs[k]);
 }
 
 }  // namespace windrose

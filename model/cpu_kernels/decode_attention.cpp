@@ -32,61 +32,58 @@ void take_in(const bf16* query, const bf16* const* slots, int count, const Cache
   alignas(64) float scores[QUERIES][kChunk];
   for (int s = 0; s < count; ++s) {
     const bf16* key = slots[s] + head * dim;
-    __m512 sums[QUERIES];
-    for (int q = 0; q < QUERIES; ++q) sums[q] = _mm512_setzero_ps();
+    Floats sums[QUERIES];
+    for (int q = 0; q < QUERIES; ++q) sums[q] = zeros();
     for (int64_t d = 0; d < dim; d += 32) {
-      const __m512bh k = (__m512bh)_mm512_loadu_si512(key + d);
+      const Pairs k = load_pairs(key + d);
 #pragma GCC unroll 4
       for (int q = 0; q < QUERIES; ++q) {
-        const __m512bh x = (__m512bh)_mm512_loadu_si512(query + q * dim + d);
-        sums[q] = _mm512_dpbf16_ps(sums[q], x, k);
+        const Pairs x = load_pairs(query + q * dim + d);
+        sums[q] = dot(sums[q], x, k);
       }
     }
-    for (int q = 0; q < QUERIES; ++q) scores[q][s] = _mm512_reduce_add_ps(sums[q]);
+    for (int q = 0; q < QUERIES; ++q) scores[q][s] = sum_of(sums[q]);
   }
-  const __mmask16 valid = __mmask16((1u << count) - 1);
+  const Lanes valid = first_lanes(count);
   const float lowest = -std::numeric_limits<float>::infinity();
   for (int q = 0; q < QUERIES; ++q) {
-    const __m512 scaled =
-        _mm512_mask_mul_ps(_mm512_set1_ps(lowest), valid, _mm512_load_ps(scores[q]),
-                           _mm512_set1_ps(scale));
+    const Floats scaled = select(valid, load(scores[q]) * all(scale), all(lowest));
     const float before = running[q].largest;
-    const float largest = std::fmax(before, _mm512_reduce_max_ps(scaled));
-    const __m512 weights = _mm512_maskz_mov_ps(
-        valid, exp_ps(_mm512_sub_ps(scaled, _mm512_set1_ps(largest))));
-    _mm512_store_ps(scores[q], weights);
+    const float largest = std::fmax(before, largest_of(scaled));
+    const Floats weights = select(valid, exp_of(scaled - all(largest)), zeros());
+    store(scores[q], weights);
     const float keep = before == largest ? 1.0f : std::exp(before - largest);
-    running[q].sum = running[q].sum * keep + _mm512_reduce_add_ps(weights);
+    running[q].sum = running[q].sum * keep + sum_of(weights);
     running[q].largest = largest;
     if (keep != 1.0f) {
       for (int64_t d = 0; d < dim; d += 16) {
         float* at = out + q * dim + d;
-        _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), _mm512_set1_ps(keep)));
+        store(at, load(at) * all(keep));
       }
     }
   }
   for (int64_t d = 0; d < dim; d += 32) {
-    __m512 sums[QUERIES][2];
+    Floats sums[QUERIES][2];
 #pragma GCC unroll 4
     for (int q = 0; q < QUERIES; ++q) {
-      sums[q][0] = _mm512_loadu_ps(out + q * dim + d);
-      sums[q][1] = _mm512_loadu_ps(out + q * dim + d + 16);
+      sums[q][0] = load(out + q * dim + d);
+      sums[q][1] = load(out + q * dim + d + 16);
     }
     for (int s = 0; s < count; ++s) {
       const bf16* value = slots[s] + (cache.kv_heads + head) * dim + d;
-      const __m512 low = load_bf16(value);
-      const __m512 high = load_bf16(value + 16);
+      const Floats low = load_bf16(value);
+      const Floats high = load_bf16(value + 16);
 #pragma GCC unroll 4
       for (int q = 0; q < QUERIES; ++q) {
-        const __m512 weight = _mm512_set1_ps(scores[q][s]);
-        sums[q][0] = _mm512_fmadd_ps(weight, low, sums[q][0]);
-        sums[q][1] = _mm512_fmadd_ps(weight, high, sums[q][1]);
+        const Floats weight = all(scores[q][s]);
+        sums[q][0] = fma(weight, low, sums[q][0]);
+        sums[q][1] = fma(weight, high, sums[q][1]);
       }
     }
 #pragma GCC unroll 4
     for (int q = 0; q < QUERIES; ++q) {
-      _mm512_storeu_ps(out + q * dim + d, sums[q][0]);
-      _mm512_storeu_ps(out + q * dim + d + 16, sums[q][1]);
+      store(out + q * dim + d, sums[q][0]);
+      store(out + q * dim + d + 16, sums[q][1]);
     }
   }
 }
@@ -136,11 +133,10 @@ void windrose_rotate_and_store(bf16* heads, const bf16* cos, const bf16* sin, bf
     for (int64_t h = 0; h < num_heads + kv_heads; ++h) {
       bf16* x = row + h * head_dim;
       for (int64_t i = 0; i < half; i += 16) {
-        const __m512 a = load_bf16(x + i);
-        const __m512 b = load_bf16(x + half + i);
-        const __m512 left = _mm512_fmadd_ps(b, load_bf16(s + i), _mm512_mul_ps(a, load_bf16(c + i)));
-        const __m512 right = _mm512_fmadd_ps(a, load_bf16(s + half + i),
-                                             _mm512_mul_ps(b, load_bf16(c + half + i)));
+        const Floats a = load_bf16(x + i);
+        const Floats b = load_bf16(x + half + i);
+        const Floats left = fma(b, load_bf16(s + i), a * load_bf16(c + i));
+        const Floats right = fma(a, load_bf16(s + half + i), b * load_bf16(c + half + i));
         store_bf16(x + i, left);
         store_bf16(x + half + i, right);
       }
@@ -198,10 +194,10 @@ void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf
       count = next_count;
     }
     for (int64_t h = first_head * group; h < end_head * group; ++h) {
-      const __m512 share = _mm512_set1_ps(1.0f / running[h].sum);
+      const Floats share = all(1.0f / running[h].sum);
       for (int64_t d = 0; d < head_dim; d += 16) {
-        const __m512 total = _mm512_loadu_ps(sums.data() + h * head_dim + d);
-        store_bf16(out + (row * num_heads + h) * head_dim + d, _mm512_mul_ps(total, share));
+        const Floats total = load(sums.data() + h * head_dim + d);
+        store_bf16(out + (row * num_heads + h) * head_dim + d, total * share);
       }
     }
   });

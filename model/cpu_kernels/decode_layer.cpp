@@ -47,15 +47,11 @@ struct Rows {
 void add(bf16* x, const bf16* y, int64_t count) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
-    store_bf16(x + i, _mm512_add_ps(load_bf16(x + i), load_bf16(y + i)));
+    store_bf16(x + i, load_bf16(x + i) + load_bf16(y + i));
   }
   if (i == count) return;
-  const __mmask16 rest = __mmask16((1u << (count - i)) - 1);
-  const auto load_rest = [&](const bf16* from) {
-    const __m256i raw = _mm256_maskz_loadu_epi16(rest, from + i);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-  };
-  store_bf16(x + i, _mm512_add_ps(load_rest(x), load_rest(y)), int(count - i));
+  const int64_t rest = count - i;
+  store_bf16(x + i, load_bf16(x + i, rest) + load_bf16(y + i, rest), rest);
 }
 
 // Room for `count` values that lives as long as its thread.

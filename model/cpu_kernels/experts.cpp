@@ -10,8 +10,8 @@ namespace {
 // Buffers that live as long as their thread; they grow to the largest step.
 struct Scratch {
   Choices choices;
-  std::vector<Pair> inputs;
-  std::vector<Pair> hidden;
+  std::vector<RowPair> inputs;
+  std::vector<RowPair> hidden;
 };
 
 // Both products of every expert over its rows, packed in `s.inputs`, and the sum into y.
@@ -30,19 +30,15 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
     const int valid = int(inner - p * 16 < 16 ? inner - p * 16 : 16) / 2;
     const Panel<Form> panel(w13[work.expert] + p * Form::panel_bytes(in_pairs), in_pairs,
                             work.blocks.count);
-    for (int64_t b = 0; b < work.blocks.count; ++b) {
-      const int64_t first = work.first + work.blocks.first(b);
-      with_rows(work.blocks.size(b), [&](auto size) {
-        constexpr int kRows = decltype(size)::value;
-        __m512 sums[kRows][2];
-        panel.template multiply<kRows>(s.inputs.data() + first * in_pairs, sums);
-        Pair* out = s.hidden.data() + first * hidden_pairs + p * 8 * kRows;
+    const RowPair* inputs = s.inputs.data() + work.first * in_pairs;
+    panel.multiply(inputs, work.blocks, [&](auto size, int64_t first, auto& sums) {
+      constexpr int kRows = decltype(size)::value;
+      RowPair* out = s.hidden.data() + (work.first + first) * hidden_pairs + p * 8 * kRows;
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          store_pairs<kRows>(swiglu(sums[r][0], sums[r][1]), r, valid, out);
-        }
-      });
-    }
+      for (int r = 0; r < kRows; ++r) {
+        store_pairs<kRows>(swiglu(sums[r][0], sums[r][1]), r, valid, out);
+      }
+    });
   });
 
   sum_down<Form>(

@@ -13,13 +13,9 @@ namespace {
 // Writes half a panel: 16 outputs, whose weights begin at `rows`; those from `exist` on are zeros.
 void pack_half(const bf16* rows, int64_t exist, int64_t inputs, Pair* out) {
   const int pairs = int(inputs / 2);
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(pairs));
-  const __mmask16 mask = exist >= 16 ? 0xffff : exist <= 0 ? 0 : __mmask16((1u << exist) - 1);
+  const Lanes there = exist <= 0 ? 0 : first_lanes(exist);
   for (int k = 0; k < pairs; ++k) {
-    const __m512i column = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, offsets,
-                                                       rows + 2 * k, sizeof(Pair));
-    _mm512_storeu_si512(out + int64_t(k) * kPanel, column);
+    store(out + int64_t(k) * kPanel, column(rows + 2 * k, pairs, there));
   }
 }
 
@@ -27,11 +23,18 @@ void pack_half(const bf16* rows, int64_t exist, int64_t inputs, Pair* out) {
 
 extern "C" {
 
-// 1 if this machine can run these kernels and oneDNN has nothing better for it (AMX).
+// 1 if this machine can run these kernels.
 int windrose_supported() {
+#ifdef __AVX512BF16__
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && !__builtin_cpu_supports("amx-bf16");
+         __builtin_cpu_supports("avx512vl");
+#else
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
 }
+
+// 1 if oneDNN has something better for this machine (AMX).
+int windrose_outdone() { return __builtin_cpu_supports("amx-bf16") != 0; }
 
 // out: ceil(outputs / 32) panels of `inputs` * 32 bf16. `inputs` is even.
 void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t inputs) {
@@ -60,9 +63,9 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
   const int64_t pairs = inputs / 2;
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
   const Blocks blocks(rows);
-  static thread_local std::vector<Pair> scratch;
+  static thread_local std::vector<RowPair> scratch;
   if (scratch.size() < size_t(rows * pairs)) scratch.resize(rows * pairs);
-  Pair* const packed_rows = scratch.data();
+  RowPair* const packed_rows = scratch.data();
   pool().run(threads, blocks.count, 1, [&](int64_t b) {
     const int64_t first = blocks.first(b);
     pack_rows(x + first * x_stride, x_stride, nullptr, blocks.size(b), pairs,
@@ -73,20 +76,14 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
     pool().run(threads, panels, 2, [&](int64_t p) {
       const Panel<Form> panel(packed + p * Form::panel_bytes(pairs), pairs, blocks.count);
       const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        const int64_t first = blocks.first(b);
-        with_rows(blocks.size(b), [&](auto size) {
-          constexpr int kRows = decltype(size)::value;
-          __m512 sums[kRows][2];
-          panel.template multiply<kRows>(packed_rows + first * pairs, sums);
-          bf16* out = y + first * outputs + p * kPanel;
+      panel.multiply(packed_rows, blocks, [&](auto size, int64_t first, auto& sums) {
+        bf16* out = y + first * outputs + p * kPanel;
 #pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            store_bf16(out + r * outputs, sums[r][0], width);
-            if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
-          }
-        });
-      }
+        for (int r = 0; r < decltype(size)::value; ++r) {
+          store_bf16(out + r * outputs, sums[r][0], width);
+          if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
+        }
+      });
     });
   });
 }

@@ -16,7 +16,7 @@ struct LowRank {
 
 // Values between products: of each expert's rows, block after block, from where `at` says.
 struct Values {
-  std::vector<Pair> pairs;
+  std::vector<RowPair> pairs;
   std::vector<int64_t> at;  // by work
 
   // Makes room for `per_row(work)` pairs a row.
@@ -42,7 +42,7 @@ struct Task {  // 32 outputs of one product of one expert
 struct Scratch {
   Choices choices;
   std::vector<Task> tasks;
-  std::vector<Pair> inputs;
+  std::vector<RowPair> inputs;
   Values narrow1, narrow3, hidden, narrow2;
 };
 
@@ -51,61 +51,48 @@ int64_t panels_of(int64_t outputs) { return (outputs + kPanel - 1) / kPanel; }
 // Panel p of a product of [outputs, 2 * in_pairs] over a work's rows; the results are pairs again.
 template <class Form>
 void multiply_panel(const Work& work, const uint8_t* matrix, int64_t p, int64_t outputs,
-                    const Pair* rows, int64_t in_pairs, Pair* results) {
+                    const RowPair* rows, int64_t in_pairs, RowPair* results) {
   const Panel<Form> panel(matrix + p * Form::panel_bytes(in_pairs), in_pairs, work.blocks.count);
   const int64_t out_pairs = outputs / 2;
   const int valid = int(out_pairs - p * 16 < 16 ? out_pairs - p * 16 : 16);
-  for (int64_t b = 0; b < work.blocks.count; ++b) {
-    const int64_t first = work.blocks.first(b);
-    with_rows(work.blocks.size(b), [&](auto size) {
-      constexpr int kRows = decltype(size)::value;
-      __m512 sums[kRows][2];
-      panel.template multiply<kRows>(rows + first * in_pairs, sums);
-      Pair* out = results + first * out_pairs + p * 16 * kRows;
+  panel.multiply(rows, work.blocks, [&](auto size, int64_t first, auto& sums) {
+    constexpr int kRows = decltype(size)::value;
+    RowPair* out = results + first * out_pairs + p * 16 * kRows;
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        store_pairs<kRows>(sums[r][0], r, valid < 8 ? valid : 8, out);
-        if (valid > 8) store_pairs<kRows>(sums[r][1], r, valid - 8, out + 8 * kRows);
-      }
-    });
-  }
+    for (int r = 0; r < kRows; ++r) {
+      store_pairs<kRows>(sums[r][0], r, valid < 8 ? valid : 8, out);
+      if (valid > 8) store_pairs<kRows>(sums[r][1], r, valid - 8, out + 8 * kRows);
+    }
+  });
 }
 
 // 32 hidden values from gate and up. One panel after the other: both may need the same buffer.
 template <class Form>
 void multiply_gated(const Work& work, const LowRank& e, int64_t p, int64_t inner,
-                    const Pair* gate_rows, const Pair* up_rows, Pair* results) {
+                    const RowPair* gate_rows, const RowPair* up_rows, RowPair* results) {
   static thread_local std::vector<float> gates;
   gates.resize(work.blocks.rows * kPanel);
   const int64_t out_pairs = inner / 2;
   const int valid = int(out_pairs - p * 16 < 16 ? out_pairs - p * 16 : 16);
-  const auto each = [&](const uint8_t* matrix, int64_t rank, const Pair* rows, auto&& take) {
+  const auto each = [&](const uint8_t* matrix, int64_t rank, const RowPair* rows, auto&& take) {
     const Panel<Form> panel(matrix + p * Form::panel_bytes(rank / 2), rank / 2,
                             work.blocks.count);
-    for (int64_t b = 0; b < work.blocks.count; ++b) {
-      const int64_t first = work.blocks.first(b);
-      with_rows(work.blocks.size(b), [&](auto size) {
-        constexpr int kRows = decltype(size)::value;
-        __m512 sums[kRows][2];
-        panel.template multiply<kRows>(rows + first * (rank / 2), sums);
-        take(size, first, sums);
-      });
-    }
+    panel.multiply(rows, work.blocks, take);
   };
   each(e.second1, e.rank1, gate_rows, [&](auto size, int64_t first, auto& sums) {
     for (int r = 0; r < decltype(size)::value; ++r) {
-      _mm512_storeu_ps(gates.data() + (first + r) * kPanel, sums[r][0]);
-      _mm512_storeu_ps(gates.data() + (first + r) * kPanel + 16, sums[r][1]);
+      store(gates.data() + (first + r) * kPanel, sums[r][0]);
+      store(gates.data() + (first + r) * kPanel + 16, sums[r][1]);
     }
   });
   each(e.second3, e.rank3, up_rows, [&](auto size, int64_t first, auto& sums) {
     constexpr int kRows = decltype(size)::value;
-    Pair* out = results + first * out_pairs + p * 16 * kRows;
+    RowPair* out = results + first * out_pairs + p * 16 * kRows;
     for (int r = 0; r < kRows; ++r) {
       const float* gate = gates.data() + (first + r) * kPanel;
-      store_pairs<kRows>(swiglu(_mm512_loadu_ps(gate), sums[r][0]), r, valid < 8 ? valid : 8, out);
+      store_pairs<kRows>(swiglu(load(gate), sums[r][0]), r, valid < 8 ? valid : 8, out);
       if (valid > 8) {
-        store_pairs<kRows>(swiglu(_mm512_loadu_ps(gate + 16), sums[r][1]), r, valid - 8,
+        store_pairs<kRows>(swiglu(load(gate + 16), sums[r][1]), r, valid - 8,
                            out + 8 * kRows);
       }
     }

@@ -15,40 +15,45 @@
 
 namespace windrose {
 
+
+
 constexpr int kGroupPairs = 64;  // 128 inputs share a scale of int4
 constexpr int kPrefetchBytes = 4 * kPrefetchPairs;
-constexpr int kFusedRows = 4;  // more rows than this, and numbers are turned into bf16 ahead
+// More rows than these, and numbers are turned into bf16 ahead: what two panels' sums leave room for.
+#ifdef __AVX512BF16__
+constexpr int kFusedRows = 4;
+#else
+constexpr int kFusedRows = 2;
+#endif
 
 inline void prefetch(const uint8_t* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes), _MM_HINT_T0);
 }
 
 template <int ROWS>
-inline void clear(__m512 (&sums)[ROWS][2]) {
+inline void clear(Floats (&sums)[ROWS][2]) {
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = zeros();
 }
 
 // to = scales * from, or to += scales * from.
 template <int ROWS, bool ADD>
-inline void scale(const float* scales, __m512 (&from)[ROWS][2], __m512 (&to)[ROWS][2]) {
-  const __m512 low = _mm512_loadu_ps(scales);
-  const __m512 high = _mm512_loadu_ps(scales + 16);
+inline void scale(const float* scales, Floats (&from)[ROWS][2], Floats (&to)[ROWS][2]) {
+  const Floats low = load(scales);
+  const Floats high = load(scales + 16);
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
-    to[r][0] = ADD ? _mm512_fmadd_ps(low, from[r][0], to[r][0]) : _mm512_mul_ps(low, from[r][0]);
-    to[r][1] = ADD ? _mm512_fmadd_ps(high, from[r][1], to[r][1]) : _mm512_mul_ps(high, from[r][1]);
+    to[r][0] = ADD ? fma(low, from[r][0], to[r][0]) : low * from[r][0];
+    to[r][1] = ADD ? fma(high, from[r][1], to[r][1]) : high * from[r][1];
   }
 }
 
 template <int ROWS>
-inline void multiply_pair(const Pair* rows, __m512bh low, __m512bh high,
-                          __m512 (&sums)[ROWS][2]) {
+inline void multiply_pair(const RowPair* rows, Pairs low, Pairs high, Floats (&sums)[ROWS][2]) {
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
-    const __m512bh x = (__m512bh)_mm512_set1_epi32(int(rows[r]));
-    sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, low);
-    sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, high);
+    sums[r][0] = dot(sums[r][0], rows[r], low);
+    sums[r][1] = dot(sums[r][1], rows[r], high);
   }
 }
 
@@ -62,15 +67,15 @@ struct Bf16 {
 
   // sums = rows times the panel, whose numbers are there as bf16 already.
   template <int ROWS>
-  static void multiply_numbers(const Pair* rows, const Pair* numbers, const uint8_t*,
-                               int64_t pairs, __m512 (&sums)[ROWS][2]) {
+  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t*,
+                               int64_t pairs, Floats (&sums)[ROWS][2]) {
     windrose::multiply<ROWS>(rows, numbers, pairs, sums);
   }
 
   // The same in one pass over the panel.
   template <int ROWS>
-  static void multiply(const Pair* rows, const uint8_t* panel, int64_t pairs,
-                       __m512 (&sums)[ROWS][2]) {
+  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
+                       Floats (&sums)[ROWS][2]) {
     windrose::multiply<ROWS>(rows, reinterpret_cast<const Pair*>(panel), pairs, sums);
   }
 };
@@ -78,23 +83,18 @@ struct Bf16 {
 struct Int8 {
   static int64_t panel_bytes(int64_t pairs) { return kPanel * 4 + pairs * 64; }
 
-  static __m512 sixteen(const uint8_t* at) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-  }
-
-  static void pair(const uint8_t* at, __m512bh& low, __m512bh& high) {
+  static void pair(const uint8_t* at, Pairs& low, Pairs& high) {
     prefetch(at);
-    low = _mm512_cvtne2ps_pbh(sixteen(at + 16), sixteen(at));
-    high = _mm512_cvtne2ps_pbh(sixteen(at + 48), sixteen(at + 32));
+    low = pairs_of_bytes(at);
+    high = pairs_of_bytes(at + 32);
   }
 
   static void turn(const uint8_t* at, int64_t pairs, Pair* out) {
     for (int64_t k = 0; k < pairs; ++k) {
-      __m512bh low, high;
+      Pairs low, high;
       pair(at + 64 * k, low, high);
-      _mm512_storeu_si512(out + k * kPanel, (__m512i)low);
-      _mm512_storeu_si512(out + k * kPanel + 16, (__m512i)high);
+      store(out + k * kPanel, low);
+      store(out + k * kPanel + 16, high);
     }
   }
 
@@ -104,20 +104,20 @@ struct Int8 {
   }
 
   template <int ROWS>
-  static void multiply_numbers(const Pair* rows, const Pair* numbers, const uint8_t* panel,
-                               int64_t pairs, __m512 (&sums)[ROWS][2]) {
+  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t* panel,
+                               int64_t pairs, Floats (&sums)[ROWS][2]) {
     windrose::multiply<ROWS>(rows, numbers, pairs, sums);
     scale<ROWS, false>(reinterpret_cast<const float*>(panel), sums, sums);
   }
 
   template <int ROWS>
-  static void multiply(const Pair* rows, const uint8_t* panel, int64_t pairs,
-                       __m512 (&sums)[ROWS][2]) {
+  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
+                       Floats (&sums)[ROWS][2]) {
     const uint8_t* data = panel + kPanel * 4;
     clear<ROWS>(sums);
     if constexpr (ROWS <= kFusedRows) {
       for (int64_t k = 0; k < pairs; ++k) {
-        __m512bh low, high;
+        Pairs low, high;
         pair(data + 64 * k, low, high);
         multiply_pair<ROWS>(rows + k * ROWS, low, high, sums);
       }
@@ -140,67 +140,57 @@ struct Int4 {
     return groups(pairs) * kPanel * 4 + (pairs + 1) / 2 * 64;
   }
 
-  // 0 to 7 and -8 to -1 as bf16; twice, since five bits of an index are looked at.
-  static __m512i table() {
-    alignas(64) static constexpr uint16_t kNumbers[32] = {
-        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
-        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-        0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80};
-    return _mm512_load_si512(kNumbers);
-  }
-
-  static void two_pairs(const uint8_t* at, __m512i table, __m512bh (&out)[4]) {
+  static void two_pairs(const uint8_t* at, const Nibbles& nibbles, Pairs (&out)[4]) {
     prefetch(at);
-    const __m512i words = _mm512_loadu_si512(at);
-    out[0] = (__m512bh)_mm512_permutexvar_epi16(words, table);
-    out[1] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
-    out[2] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table);
-    out[3] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table);
+    const Pairs words = load_pairs(at);
+    out[0] = nibbles.numbers<0>(words);
+    out[1] = nibbles.numbers<1>(words);
+    out[2] = nibbles.numbers<2>(words);
+    out[3] = nibbles.numbers<3>(words);
   }
 
-  static void turn(const uint8_t* at, int64_t pairs, __m512i table, Pair* out) {
+  static void turn(const uint8_t* at, int64_t pairs, const Nibbles& nibbles, Pair* out) {
     for (int64_t k = 0; k < pairs; k += 2) {
-      __m512bh numbers[4];
-      two_pairs(at + 32 * k, table, numbers);
+      Pairs numbers[4];
+      two_pairs(at + 32 * k, nibbles, numbers);
       for (int i = 0; i < (k + 1 < pairs ? 4 : 2); ++i) {
-        _mm512_storeu_si512(out + k * kPanel + 16 * i, (__m512i)numbers[i]);
+        store(out + k * kPanel + 16 * i, numbers[i]);
       }
     }
   }
 
   static const Pair* numbers(const uint8_t* panel, int64_t pairs, Pair* buffer) {
-    turn(panel + groups(pairs) * kPanel * 4, pairs, table(), buffer);
+    turn(panel + groups(pairs) * kPanel * 4, pairs, Nibbles(), buffer);
     return buffer;
   }
 
   template <int ROWS>
-  static void multiply_numbers(const Pair* rows, const Pair* numbers, const uint8_t* panel,
-                               int64_t pairs, __m512 (&sums)[ROWS][2]) {
+  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t* panel,
+                               int64_t pairs, Floats (&sums)[ROWS][2]) {
     const float* scales = reinterpret_cast<const float*>(panel);
     clear<ROWS>(sums);
     for (int64_t k = 0; k < pairs; k += kGroupPairs, scales += kPanel) {
       const int64_t some = pairs - k < kGroupPairs ? pairs - k : kGroupPairs;
-      __m512 group[ROWS][2];
+      Floats group[ROWS][2];
       windrose::multiply<ROWS>(rows + k * ROWS, numbers + k * kPanel, some, group);
       scale<ROWS, true>(scales, group, sums);
     }
   }
 
   template <int ROWS>
-  static void multiply(const Pair* rows, const uint8_t* panel, int64_t pairs,
-                       __m512 (&sums)[ROWS][2]) {
+  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
+                       Floats (&sums)[ROWS][2]) {
     const float* scales = reinterpret_cast<const float*>(panel);
     const uint8_t* data = panel + groups(pairs) * kPanel * 4;
-    const __m512i values = table();
+    const Nibbles values;
     clear<ROWS>(sums);
     for (int64_t k = 0; k < pairs; k += kGroupPairs, scales += kPanel) {
       const int64_t some = pairs - k < kGroupPairs ? pairs - k : kGroupPairs;
-      __m512 group[ROWS][2];
+      Floats group[ROWS][2];
       if constexpr (ROWS <= kFusedRows) {
         clear<ROWS>(group);
         for (int64_t j = k; j < k + some; j += 2) {
-          __m512bh numbers[4];
+          Pairs numbers[4];
           two_pairs(data + 32 * j, values, numbers);
           multiply_pair<ROWS>(rows + j * ROWS, numbers[0], numbers[1], group);
           if (j + 1 < pairs) {
@@ -230,8 +220,24 @@ class Panel {
     numbers_ = Form::numbers(panel, pairs, buffer.data());
   }
 
+  // Calls take(size, first, sums) for every block: its number of rows as a constant, its first row,
+  // and their products with the panel.
+  template <typename Take>
+  void multiply(const RowPair* rows, const Blocks& blocks, Take&& take) const {
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t first = blocks.first(b);
+      with_rows(blocks.size(b), [&](auto size) {
+        constexpr int kRows = decltype(size)::value;
+        Floats sums[kRows][2];
+        multiply_block<kRows>(rows + first * pairs_, sums);
+        take(size, first, sums);
+      });
+    }
+  }
+
+ private:
   template <int ROWS>
-  void multiply(const Pair* rows, __m512 (&sums)[ROWS][2]) const {
+  void multiply_block(const RowPair* rows, Floats (&sums)[ROWS][2]) const {
     if (numbers_) {
       Form::template multiply_numbers<ROWS>(rows, numbers_, panel_, pairs_, sums);
     } else {
@@ -239,7 +245,6 @@ class Panel {
     }
   }
 
- private:
   const uint8_t* panel_;
   int64_t pairs_;
   const Pair* numbers_ = nullptr;

@@ -66,26 +66,26 @@ void pack_positions(const Cache& cache, const int64_t* table, int64_t head, int6
 // Scores of ROWS rows for `count` positions from `from` on (a multiple of 32), masked; positions
 // past the row's own are hidden, as are those before its window.
 template <int ROWS>
-void score(const Pair* rows, const PackedHead& head, const Span& span, int64_t row_position,
+void score(const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
            int64_t from, int64_t count, float (*scores)[kChunk]) {
   const int64_t pairs = span.dim / 2;
   for (int64_t p = 0; p < count; p += kPanel) {
-    __m512 sums[ROWS][2];
+    Floats sums[ROWS][2];
     multiply<ROWS>(rows, head.keys.data() + (from + p) * pairs, pairs, sums);
     const int64_t first = from + p;
     const bool all_seen = first + kPanel - 1 <= row_position &&
                           first >= span.first_seen(row_position + ROWS - 1);
     for (int r = 0; r < ROWS; ++r) {
       for (int half = 0; half < 2; ++half) {
-        __m512 scaled = _mm512_mul_ps(sums[r][half], _mm512_set1_ps(span.scale));
+        Floats scaled = sums[r][half] * all(span.scale);
         if (!all_seen) {
           const int64_t last = row_position + r - first - 16 * half;  // lanes 0..last are seen
           const int64_t lowest = span.first_seen(row_position + r) - first - 16 * half;
           uint32_t seen = last < 0 ? 0 : last >= 15 ? 0xffff : (1u << (last + 1)) - 1;
           if (lowest > 0) seen &= lowest > 15 ? 0 : ~((1u << lowest) - 1);
-          scaled = _mm512_mask_mov_ps(_mm512_set1_ps(kNone), __mmask16(seen), scaled);
+          scaled = select(seen, scaled, all(kNone));
         }
-        _mm512_storeu_ps(scores[r] + p + 16 * half, scaled);
+        store(scores[r] + p + 16 * half, scaled);
       }
     }
   }
@@ -93,10 +93,10 @@ void score(const Pair* rows, const PackedHead& head, const Span& span, int64_t r
 
 // Attends for ROWS rows of one query head; out rows are `out_stride` apart.
 template <int ROWS>
-void attend(const Pair* rows, const PackedHead& head, const Span& span, int64_t row_position,
+void attend(const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
             bf16* out, int64_t out_stride) {
   alignas(64) float scores[ROWS][kChunk];
-  alignas(64) Pair weights[kChunk / 2 * ROWS];  // bf16, as `multiply` reads rows
+  alignas(64) RowPair weights[kChunk / 2 * ROWS];  // bf16, as `multiply` reads rows
   float largest[ROWS], total[ROWS];
   static thread_local std::vector<float> sums_so_far;  // [dim / 32][ROWS][32]
   sums_so_far.assign(ROWS * span.dim, 0.0f);
@@ -107,57 +107,55 @@ void attend(const Pair* rows, const PackedHead& head, const Span& span, int64_t 
     const int64_t count = std::min<int64_t>(kChunk, (end - from + kPanel - 1) / kPanel * kPanel);
     score<ROWS>(rows, head, span, row_position, from, count, scores);
     for (int r = 0; r < ROWS; ++r) {
-      __m512 most = _mm512_load_ps(scores[r]);
+      Floats most = load(scores[r]);
       for (int64_t i = 16; i < count; i += 16) {
-        most = _mm512_max_ps(most, _mm512_load_ps(scores[r] + i));
+        most = larger(most, load(scores[r] + i));
       }
       const float before = largest[r];
-      largest[r] = std::max(before, _mm512_reduce_max_ps(most));
+      largest[r] = std::max(before, largest_of(most));
       // Nothing seen yet: weights of e^(-inf - 0) are 0, where -inf - -inf would be NaN.
       const float reference = largest[r] == kNone ? 0.0f : largest[r];
-      __m512 sum = _mm512_setzero_ps();
+      Floats sum = zeros();
       for (int64_t i = 0; i < count; i += 16) {
-        const __m512 weight =
-            exp_ps(_mm512_sub_ps(_mm512_load_ps(scores[r] + i), _mm512_set1_ps(reference)));
-        sum = _mm512_add_ps(sum, weight);
+        const Floats weight = exp_of(load(scores[r] + i) - all(reference));
+        sum = sum + weight;
         alignas(32) Pair pairs[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs),
-                           (__m256i)_mm512_cvtneps_pbh(weight));
-        for (int k = 0; k < 8; ++k) weights[(i / 2 + k) * ROWS + r] = pairs[k];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), to_bf16(weight));
+        for (int k = 0; k < 8; ++k) weights[(i / 2 + k) * ROWS + r] = row_pair(pairs[k]);
       }
       const float keep = before == largest[r] ? 1.0f : std::exp(before - reference);
-      total[r] = total[r] * keep + _mm512_reduce_add_ps(sum);
+      total[r] = total[r] * keep + sum_of(sum);
       if (keep == 1.0f) continue;
       for (int64_t d = 0; d < span.dim; d += kPanel) {
         float* at = sums_so_far.data() + d * ROWS + r * kPanel;
         for (int half = 0; half < 2; ++half) {
-          const __m512 old = _mm512_loadu_ps(at + 16 * half);
-          _mm512_storeu_ps(at + 16 * half, _mm512_mul_ps(old, _mm512_set1_ps(keep)));
+          const Floats old = load(at + 16 * half);
+          store(at + 16 * half, old * all(keep));
         }
       }
     }
     for (int64_t d = 0; d < span.dim; d += kPanel) {
       float* at = sums_so_far.data() + d * ROWS;
-      __m512 sums[ROWS][2];
+      Floats sums[ROWS][2];
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
-        sums[r][0] = _mm512_loadu_ps(at + r * kPanel);
-        sums[r][1] = _mm512_loadu_ps(at + r * kPanel + 16);
+        sums[r][0] = load(at + r * kPanel);
+        sums[r][1] = load(at + r * kPanel + 16);
       }
       const Pair* panel = head.values.data() + (d / kPanel * (span.padded / 2) + from / 2) * kPanel;
       multiply_onto<ROWS>(weights, panel, count / 2, sums);
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
-        _mm512_storeu_ps(at + r * kPanel, sums[r][0]);
-        _mm512_storeu_ps(at + r * kPanel + 16, sums[r][1]);
+        store(at + r * kPanel, sums[r][0]);
+        store(at + r * kPanel + 16, sums[r][1]);
       }
     }
   }
   for (int r = 0; r < ROWS; ++r) {
-    const __m512 share = _mm512_set1_ps(1.0f / total[r]);
+    const Floats share = all(1.0f / total[r]);
     for (int64_t d = 0; d < span.dim; d += 16) {
       const float* from = sums_so_far.data() + d / kPanel * kPanel * ROWS + r * kPanel + d % kPanel;
-      store_bf16(out + r * out_stride + d, _mm512_mul_ps(_mm512_loadu_ps(from), share));
+      store_bf16(out + r * out_stride + d, load(from) * share);
     }
   }
 }
@@ -192,7 +190,7 @@ void windrose_prefill_attention(const bf16* query, int64_t query_stride, const b
       pack_positions(layer, table, head, (first_panel + p) * kPanel, end, padded, head_here);
     });
     pool().run(threads, group * blocks.count, 1, [&](int64_t task) {
-      static thread_local std::vector<Pair> rows_here;
+      static thread_local std::vector<RowPair> rows_here;
       const int64_t h = head * group + task / blocks.count;
       // The last rows see most: with them first, the threads end together.
       const int64_t block = blocks.count - 1 - task % blocks.count;

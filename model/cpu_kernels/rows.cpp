@@ -10,29 +10,26 @@ using namespace windrose;
 namespace {
 
 // `count` (16 at most) bf16 as fp32; `nothing` beyond.
-__m512 load_some(const bf16* from, int64_t count, float nothing) {
+Floats load_some(const bf16* from, int64_t count, float nothing) {
   if (count >= 16) return load_bf16(from);
-  const __mmask16 mask = __mmask16((1u << count) - 1);
-  const __m256i raw = _mm256_maskz_loadu_epi16(mask, from);
-  const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-  return _mm512_mask_mov_ps(_mm512_set1_ps(nothing), mask, values);
+  return select(first_lanes(count), load_bf16(from, count), all(nothing));
 }
 
 // The first of the largest values; -1 if that is NaN (which counts as largest) or infinite.
 int64_t best_of(const bf16* values, int64_t count) {
   const float lowest = -std::numeric_limits<float>::infinity();
-  __m512 largest = _mm512_set1_ps(lowest);
-  __mmask16 nan = 0;
+  Floats largest = all(lowest);
+  Lanes nan = 0;
   for (int64_t i = 0; i < count; i += 16) {
-    const __m512 v = load_some(values + i, count - i, lowest);
-    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    largest = _mm512_max_ps(largest, v);
+    const Floats v = load_some(values + i, count - i, lowest);
+    nan |= is_nan(v);
+    largest = larger(largest, v);
   }
-  const float best = _mm512_reduce_max_ps(largest);
+  const float best = largest_of(largest);
   if (nan || !std::isfinite(best)) return -1;
   for (int64_t i = 0;; i += 16) {
-    const __m512 v = load_some(values + i, count - i, lowest);
-    const __mmask16 found = _mm512_cmp_ps_mask(v, _mm512_set1_ps(best), _CMP_EQ_OQ);
+    const Floats v = load_some(values + i, count - i, lowest);
+    const Lanes found = equal(v, all(best));
     if (found) return i + __builtin_ctz(found);
   }
 }
@@ -49,31 +46,26 @@ void windrose_rms_norm(const bf16* x, const bf16* weight, bf16* y, int64_t rows,
   for (int64_t r = 0; r < rows; ++r) {
     const bf16* from = x + r * width;
     bf16* to = y + r * width;
-    __m512 squares = _mm512_setzero_ps();
+    Floats squares = zeros();
     for (int64_t i = 0; i < whole; i += 16) {
-      const __m512 v = load_bf16(from + i);
-      squares = _mm512_fmadd_ps(v, v, squares);
+      const Floats v = load_bf16(from + i);
+      squares = fma(v, v, squares);
     }
-    float sum = _mm512_reduce_add_ps(squares);
-    const __mmask16 rest = __mmask16((1u << (width - whole)) - 1);
-    const auto load_rest = [&](const bf16* p) {
-      const __m256i raw = _mm256_maskz_loadu_epi16(rest, p + whole);
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-    };
+    float sum = sum_of(squares);
+    const int64_t rest = width - whole;
     if (rest) {
-      const __m512 v = load_rest(from);
-      sum += _mm512_reduce_add_ps(_mm512_mul_ps(v, v));
+      const Floats v = load_bf16(from + whole, rest);
+      sum += sum_of(v * v);
     }
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(sum / float(width) + eps));
-    const auto scaled = [&](__m512 v, __m512 w) {
-      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(v, scale));
-      const __m512 back = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
-      return _mm512_mul_ps(back, w);
-    };
+    const Floats scale = all(1.0f / std::sqrt(sum / float(width) + eps));
+    const auto scaled = [&](Floats v, Floats w) { return from_bf16(to_bf16(v * scale)) * w; };
     for (int64_t i = 0; i < whole; i += 16) {
       store_bf16(to + i, scaled(load_bf16(from + i), load_bf16(weight + i)));
     }
-    if (rest) store_bf16(to + whole, scaled(load_rest(from), load_rest(weight)), int(width - whole));
+    if (rest) {
+      const Floats v = load_bf16(from + whole, rest);
+      store_bf16(to + whole, scaled(v, load_bf16(weight + whole, rest)), rest);
+    }
   }
 }
 

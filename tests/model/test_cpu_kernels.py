@@ -9,23 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.cpu_kernels.library import CpuKernels, kernels_for, load_kernels
+from model.cpu_kernels.library import CpuKernels, kernels_for
 from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.rope import rotate
-from tests.compiled_kernels import compiled_library
+from tests.compiled_kernels import kernels_in_use, variants_and_threads
 
 BF16 = torch.bfloat16
 NAN = float("nan")
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=variants_and_threads(1, 2, 3), ids=str)
 def kernels(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
-    compiled_library()
-    found = load_kernels()
-    assert found is not None
-    before, found.num_threads = found.num_threads, request.param
-    yield found
-    found.num_threads = before
+    with kernels_in_use(*request.param) as found:
+        yield found
 
 
 def _random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from model.attention import Attention, StepContext
 from model.config import ModelConfig
-from model.cpu_kernels.library import load_kernels
+from model.cpu_kernels.library import CpuKernels
 from model.decode_layers import DecodeStep, decode_layers
 from model.decoder_weights import DecoderLayer, DecoderWeights
 from model.feed_forward import Choice
@@ -23,7 +23,7 @@ from model.norm import RMSNorm
 from model.projection import Factors, StoredMatrix
 from model.rope import Rope
 from model.step_batch import Chunk, build_batch
-from tests.compiled_kernels import compiled_library
+from tests.compiled_kernels import kernels_in_use, variants_and_threads
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 LAYERS, BLOCK, MAX_LEN = 2, 4, 64
@@ -50,14 +50,10 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=[1, 2], autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    compiled_library()
-    kernels = load_kernels()
-    assert kernels is not None
-    before, kernels.num_threads = kernels.num_threads, request.param
-    yield
-    kernels.num_threads = before
+@pytest.fixture(params=variants_and_threads(1, 2), ids=str, autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
+    with kernels_in_use(*request.param) as found:
+        yield found
 
 
 class Model:

@@ -9,25 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.cpu_kernels.library import CpuKernels, load_kernels
+from model.cpu_kernels.library import CpuKernels
 from model.experts import Expert, ExpertShard, make_expert
 from model.low_rank_experts import LowRankExpert
 from model.projection import Factors, Plain
 from model.quantization import quantize
-from tests.compiled_kernels import compiled_library
+from tests.compiled_kernels import kernels_in_use, variants_and_threads
 
 BF16 = torch.bfloat16
 Matrices = tuple[Factors, Factors, Factors]
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=variants_and_threads(1, 3), ids=str)
 def kernels(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
-    compiled_library()
-    found = load_kernels()
-    assert found is not None
-    before, found.num_threads = found.num_threads, request.param
-    yield found
-    found.num_threads = before
+    with kernels_in_use(*request.param) as found:
+        yield found
 
 
 def _random(*shape: int, seed: int) -> torch.Tensor:
