@@ -48,8 +48,9 @@ inline void scale(const float* scales, Floats (&from)[ROWS][2], Floats (&to)[ROW
   }
 }
 
-template <int ROWS>
-inline void multiply_pair(const RowPair* rows, Pairs low, Pairs high, Floats (&sums)[ROWS][2]) {
+template <int ROWS, class Weights>
+inline void multiply_pair(const RowPair* rows, Weights low, Weights high,
+                          Floats (&sums)[ROWS][2]) {
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
     sums[r][0] = dot(sums[r][0], rows[r], low);
@@ -83,18 +84,11 @@ struct Bf16 {
 struct Int8 {
   static int64_t panel_bytes(int64_t pairs) { return kPanel * 4 + pairs * 64; }
 
-  static void pair(const uint8_t* at, Pairs& low, Pairs& high) {
-    prefetch(at);
-    low = pairs_of_bytes(at);
-    high = pairs_of_bytes(at + 32);
-  }
-
   static void turn(const uint8_t* at, int64_t pairs, Pair* out) {
     for (int64_t k = 0; k < pairs; ++k) {
-      Pairs low, high;
-      pair(at + 64 * k, low, high);
-      store(out + k * kPanel, low);
-      store(out + k * kPanel + 16, high);
+      prefetch(at + 64 * k);
+      store(out + k * kPanel, pairs_of(numbers_of_bytes(at + 64 * k)));
+      store(out + k * kPanel + 16, pairs_of(numbers_of_bytes(at + 64 * k + 32)));
     }
   }
 
@@ -117,9 +111,9 @@ struct Int8 {
     clear<ROWS>(sums);
     if constexpr (ROWS <= kFusedRows) {
       for (int64_t k = 0; k < pairs; ++k) {
-        Pairs low, high;
-        pair(data + 64 * k, low, high);
-        multiply_pair<ROWS>(rows + k * ROWS, low, high, sums);
+        const uint8_t* at = data + 64 * k;
+        prefetch(at);
+        multiply_pair<ROWS>(rows + k * ROWS, numbers_of_bytes(at), numbers_of_bytes(at + 32), sums);
       }
     } else {
       alignas(64) Pair buffer[kGroupPairs * kPanel];

@@ -83,14 +83,16 @@ inline Pairs column(const bf16* first, int stride, Lanes lanes) {
                                       sizeof(Pair))};
 }
 
-// 32 whole numbers in a byte each.
-inline Pairs pairs_of_bytes(const uint8_t* at) {
+// The pairs of 32 whole numbers in a byte each, as they are cheapest to multiply by.
+using Numbers = Pairs;
+inline Numbers numbers_of_bytes(const uint8_t* at) {
   const auto sixteen = [](const uint8_t* from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
   };
   return {(__m512i)_mm512_cvtne2ps_pbh(sixteen(at + 16), sixteen(at))};
 }
+inline Pairs pairs_of(Numbers x) { return x; }
 
 // The whole numbers -8 to 7 that four bits of each half of a pair are; `part` 0 is the lowest four.
 class Nibbles {
@@ -264,13 +266,29 @@ inline Pairs column(const bf16* first, int stride, Lanes lanes) {
   return load_pairs(there);
 }
 
-inline Pairs pairs_of_bytes(const uint8_t* at) {
-  // No whole number of a byte has more than eight digits: what is cut off is zeros.
-  const auto eight = [](const uint8_t* from) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    return _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+struct Numbers {
+  Floats firsts, seconds;
+};
+inline Numbers numbers_of_bytes(const uint8_t* at) {
+  const auto firsts = [](__m256i pairs) {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 24), 24));
   };
-  return {upper_halves(eight(at), eight(at + 8)), upper_halves(eight(at + 16), eight(at + 24))};
+  const auto seconds = [](__m256i pairs) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 8)); };
+  const auto* from = reinterpret_cast<const __m128i*>(at);
+  const __m256i a = _mm256_cvtepi16_epi32(_mm_loadu_si128(from));
+  const __m256i b = _mm256_cvtepi16_epi32(_mm_loadu_si128(from + 1));
+  return {{firsts(a), firsts(b)}, {seconds(a), seconds(b)}};
+}
+inline Floats dot(Floats sum, RowPair x, const Numbers& y) {
+  return fma(all(x.second), y.seconds, fma(all(x.first), y.firsts, sum));
+}
+// No whole number of a byte has more digits than bf16: what is cut off is zeros.
+inline Pairs pairs_of(const Numbers& x) {
+  const auto joined = [](__m256 firsts, __m256 seconds) {
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(firsts), 16);
+    return _mm256_or_si256(low, _mm256_castps_si256(seconds));
+  };
+  return {joined(x.firsts.a, x.seconds.a), joined(x.firsts.b, x.seconds.b)};
 }
 
 class Nibbles {
