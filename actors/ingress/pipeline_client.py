@@ -1,8 +1,9 @@
 """The ingress's side of the pipelines: requests out in batches, tokens in by the step.
 
-Requests that arrive in the same turn of the event loop travel to a router in one call. Each
-attention actor sends this ingress one stream of its own, opened once and read for ever; when it
-breaks, what it had not finished is submitted again with the tokens received so far.
+Requests that arrive in the same turn of the event loop travel in one call: to a router, or, where
+nothing is left to choose and its stream is open, to the one attention actor. Each attention actor
+sends this ingress one stream of its own, opened once and read for ever; when it breaks, what it
+had not finished is submitted again with the tokens received so far.
 """
 
 from __future__ import annotations
@@ -166,7 +167,15 @@ class PipelineClient:
             await self._wait_with(slowly)
 
     async def _hand_in(self, batch: Sequence[Live], pipeline: str | None) -> list[str | None]:
+        """Where there is but one attention actor, to it; else to the router, which chooses."""
         requests = [live.as_submitted(self._ingress_id) for live in batch]
+        sole = self._choice.sole_attention(pipeline)
+        if sole is not None and (actor := self._actors.get(sole)) is not None:
+            try:
+                await actor.submit.remote(requests)
+                return [sole] * len(requests)
+            except BROKEN as error:
+                logger.info("%s takes no requests now: %s", sole, describe(error))
         names: list[str | None] = await self._router.submit.remote(requests, pipeline)
         return names
 

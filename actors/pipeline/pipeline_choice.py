@@ -55,6 +55,11 @@ class PipelineChoice:
         self._loads[name] += 1
         return name
 
+    def sole_attention(self, name: str | None) -> str | None:
+        """The actor that all requests to this pipeline go to, while nothing ails it."""
+        report = self._known.get(name or "")
+        return report.sole_attention if report is not None and report.serving else None
+
     def ended(self, name: str) -> None:
         """A request that was sent to this pipeline is there no more."""
         self._loads[name] = max(0, self._loads.get(name, 0) - 1)

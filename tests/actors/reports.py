@@ -17,6 +17,7 @@ def report(name: str, **fields: Any) -> PipelineReport:
         serving=True,
         obstacle=None,
         unfinished=0,
+        sole_attention=None,
         max_model_len=64,
         placement_version=0,
         target=(),

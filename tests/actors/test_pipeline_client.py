@@ -22,6 +22,7 @@ from actors.messages import GenerateRequest, TokenEvent
 from actors.naming import weights_of
 from actors.pipeline.assignment import Assigner
 from actors.pipeline.pipeline_choice import PipelineChoice
+from actors.pipeline.pipeline_report import PipelineReport
 from actors.pipeline.pipeline_tally import PipelineView
 from model.sampling_params import SamplingParams
 from tests.actors.reports import report
@@ -38,6 +39,15 @@ class Actor:
         self.outbox: asyncio.Queue[list[TokenEvent] | None] = asyncio.Queue()
         self.stream = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._stream))
         self.renew = self.abort = SimpleNamespace(remote=self._hear)
+        self.submit = SimpleNamespace(remote=self._take)
+        self.taken: list[GenerateRequest] = []
+        self.serves = True
+
+    async def _take(self, requests: Sequence[GenerateRequest]) -> int:
+        if not self.serves:
+            raise RuntimeError("it does not serve")
+        self.taken += requests
+        return len(self.taken)
 
     async def _stream(self, _ingress: str) -> AsyncIterator[Any]:
         while True:
@@ -58,7 +68,9 @@ class Actor:
 class World:
     """Routers by the names of their pipelines, each with one actor; and what they were sent."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, sole: bool = False) -> None:
+        """`sole`: the routers say that there is no other attention actor."""
+        self._sole = sole
         self.actors = {name: Actor() for name in names}
         self.calls: list[tuple[str | None, list[GenerateRequest]]] = []
         self.submit = SimpleNamespace(remote=self._submit)
@@ -67,9 +79,12 @@ class World:
         async def answers(**_: Any) -> list[Any]:
             assert IN_A_REQUEST.get(None) is None
             assert method == "view"
-            return [PipelineView(report(name), {}, {}, []) for name in self.actors]
+            return [PipelineView(self._report(name), {}, {}, []) for name in self.actors]
 
         return SimpleNamespace(results_async=answers)
+
+    def _report(self, name: str) -> PipelineReport:
+        return report(name, sole_attention=f"{name}/attention/0" if self._sole else None)
 
     async def _submit(
         self, requests: Sequence[GenerateRequest], pipeline: str | None
@@ -312,5 +327,72 @@ def test_one_that_drains_unseen_serves_for_as_long_as_it_sends_tokens() -> None:
         await turns()
         actor.outbox.put_nowait([TokenEvent(request.request_id, (9,), finish_reason="stop")])
         assert await asked == [0, 1, 2, 3, 4, 9]
+
+    play(world, scenario)
+
+
+def test_the_only_attention_actor_gets_requests_past_the_router() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        first = collect(client, "first")
+        await turns()
+        ((name, (request,)),) = world.calls
+        assert name == "a-1", "its stream is not open yet"
+        world.say("a-1", request, 5, end=True)
+        assert await first == [5]
+        actor = world.actors["a-1"]
+        asked = [collect(client, str(i)) for i in range(2)]
+        await turns()
+        assert [one.request_id for one in actor.taken] == ["0#0", "1#0"]
+        for request in actor.taken:
+            world.say("a-1", request, 6, 7, end=True)
+        assert [await one for one in asked] == [[6, 7]] * 2
+        assert len(world.calls) == 1
+
+    play(world, scenario)
+
+
+def test_the_router_gets_what_the_only_attention_actor_does_not_take() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        first = collect(client, "first")
+        await turns()
+        world.say("a-1", world.calls[0][1][0], 5, end=True)
+        assert await first == [5]
+        world.actors["a-1"].serves = False
+        asked = collect(client, "second")
+        await turns()
+        assert [one.request_id for _, batch in world.calls for one in batch] == [
+            "first#0",
+            "second#0",
+        ]
+        world.say("a-1", world.calls[-1][1][0], 6, end=True)
+        assert await asked == [6]
+
+    play(world, scenario)
+
+
+def test_what_the_only_attention_actor_took_goes_on_when_it_dies() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        first = collect(client, "first")
+        await turns()
+        world.say("a-1", world.calls[0][1][0], 5, end=True)
+        assert await first == [5]
+        asked = collect(client, "second")
+        await turns()
+        (request,) = world.actors["a-1"].taken
+        world.say("a-1", request, 6)
+        await turns()
+        world.actors["a-2"] = Actor()
+        world.kill("a-1")
+        await asyncio.sleep(3.0)
+        _, (again,) = world.calls[-1]
+        assert again.output_token_ids == (6,)
+        world.say("a-2", again, 7, end=True)
+        assert await asked == [6, 7]
 
     play(world, scenario)

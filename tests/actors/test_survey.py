@@ -75,6 +75,7 @@ def report(*recoveries: Recovery, **fields: Any) -> PipelineReport:
         router=ActorIdentity("p0", -1, "router", 55, "10.0.0.1", "cpu"),
         serving=True,
         obstacle=None,
+        sole_attention=None,
         unfinished=0,
         max_model_len=64,
         placement_version=5,
