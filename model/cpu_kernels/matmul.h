@@ -16,7 +16,7 @@ constexpr int kPanel = 32;  // outputs side by side: two vectors of 16 sums
 #ifdef __AVX512BF16__
 constexpr int kMaxBlockRows = 14;  // 28 sums, two weights and one input fill the 32 registers
 #else
-constexpr int kMaxBlockRows = 6;  // half a panel's 12 sums, two weights, an input and a mask: 16
+constexpr int kMaxBlockRows = 6;  // half a panel: 12 sums, two weights, an input and a mask
 #endif
 // Far enough ahead for memory to answer while up to 14 rows are multiplied; measured: 8 KiB is
 // 1.3 times as fast at 8 rows as what the hardware prefetches by itself, 16 KiB is no better.

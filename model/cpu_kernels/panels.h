@@ -19,7 +19,7 @@ namespace windrose {
 
 constexpr int kGroupPairs = 64;  // 128 inputs share a scale of int4
 constexpr int kPrefetchBytes = 4 * kPrefetchPairs;
-// More rows than these, and numbers are turned into bf16 ahead: what two panels' sums leave room for.
+// More rows than these, and numbers are turned into bf16 ahead: what the sums leave room for.
 #ifdef __AVX512BF16__
 constexpr int kFusedRows = 4;
 #else
