@@ -100,6 +100,15 @@ def assert_under_way(streams: Sequence[Stream]) -> None:
     assert 2 * under_way > len(streams), f"only {under_way} of {len(streams)} still run"
 
 
+def assert_go_on(streams: Sequence[Stream], more_tokens: int = 40) -> None:
+    """Every one gets so many further tokens, or comes to its end."""
+    for stream in streams:
+        goal = len(stream.token_ids) + more_tokens
+        while len(stream.token_ids) < goal and stream.is_alive():
+            time.sleep(0.02)  # a stream that hears nothing for a minute ends with an error
+        assert stream.done or stream.is_alive(), stream.error
+
+
 def finished(streams: list[NumberedStream]) -> list[NumberedStream]:
     for stream in streams:
         stream.join(180.0)
