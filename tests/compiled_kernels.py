@@ -27,7 +27,10 @@ VARIANTS = [name for name, needed in _NEEDED.items() if needed <= _cpu_flags()]
 
 
 def compiled_library(variant: str | None = None) -> ctypes.CDLL:
-    """One library, the fastest if none is named; a failure where it could run and is not built."""
+    """One library, the fastest if none is named; a failure where it could run and is not built.
+
+    On a CPU without AVX2 there is nothing to run: a skip.
+    """
     if not VARIANTS:
         pytest.skip("this CPU runs torch's kernels")
     variant = variant or VARIANTS[0]

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from actors.http.errors import ApiError, Unavailable
@@ -174,6 +175,8 @@ class PipelineClient:
             try:
                 await actor.submit.remote(requests)
                 return [sole] * len(requests)
+            except RayActorError:  # out of reach; it may have them: only another attempt is safe
+                return [None] * len(requests)
             except BROKEN as error:
                 logger.info("%s takes no requests now: %s", sole, describe(error))
         names: list[str | None] = await self._router.submit.remote(requests, pipeline)

@@ -57,7 +57,7 @@ class PipelineChoice:
 
     def sole_attention(self, name: str | None) -> str | None:
         """The actor that all requests to this pipeline go to, while nothing ails it."""
-        report = self._known.get(name or "")
+        report = None if name is None else self._known.get(name)
         return report.sole_attention if report is not None and report.serving else None
 
     def ended(self, name: str) -> None:

@@ -6,6 +6,7 @@
 // on the rows beside it.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "vectors.h"
@@ -72,31 +73,6 @@ inline void multiply_onto(const RowPair* rows, const Pair* panel, int64_t pairs,
 
 #else
 
-// sums[r] += row r times 16 outputs of the panel, the first in each pair before the second.
-template <int ROWS>
-inline void multiply_half_onto(const RowPair* rows, const Pair* half, int64_t pairs,
-                               Floats (&sums)[ROWS]) {
-  Floats here[ROWS];
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) here[r] = sums[r];
-  for (int64_t k = 0; k < pairs; ++k) {
-    prefetch_line(half + k * kPanel + kPrefetchPairs);
-    const Pairs weights = load_pairs(half + k * kPanel);
-    const Floats first{firsts(weights.a), firsts(weights.b)};
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      here[r] = fma(all(rows[k * ROWS + r].first), first, here[r]);
-    }
-    const Floats second{seconds(weights.a), seconds(weights.b)};
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      here[r] = fma(all(rows[k * ROWS + r].second), second, here[r]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) sums[r] = here[r];
-}
-
 // sums[r][0..1] += row r times the panel. More than two rows: one half after the other, as often as
 // a core's first cache still has both.
 template <int ROWS>
@@ -128,7 +104,19 @@ inline void multiply_onto(const RowPair* rows, const Pair* panel, int64_t pairs,
       Floats here[ROWS];
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) here[r] = sums[r][half];
-      multiply_half_onto<ROWS>(rows + k * ROWS, at + 16 * half, some, here);
+      for (int64_t j = 0; j < some; ++j) {
+        const Pair* of_pair = at + j * kPanel + 16 * half;
+        const RowPair* x = rows + (k + j) * ROWS;
+        prefetch_line(of_pair + kPrefetchPairs);
+        const Pairs weights = load_pairs(of_pair);
+        // All first numbers of the pairs, then all second ones: one vector of weights at a time.
+        const Floats first{firsts(weights.a), firsts(weights.b)};
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) here[r] = fma(all(x[r].first), first, here[r]);
+        const Floats second{seconds(weights.a), seconds(weights.b)};
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) here[r] = fma(all(x[r].second), second, here[r]);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) sums[r][half] = here[r];
     }

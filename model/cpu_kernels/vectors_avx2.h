@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -142,8 +143,7 @@ struct RowPair {
   float first, second;
 };
 inline RowPair row_pair(Pair x) {
-  return {_mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(x << 16)))),
-          _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(x & 0xffff0000))))};
+  return {std::bit_cast<float>(x << 16), std::bit_cast<float>(x & 0xffff0000)};
 }
 inline Floats dot(Floats sum, RowPair x, Pairs y) {
   sum = fma(all(x.first), {firsts(y.a), firsts(y.b)}, sum);

@@ -41,11 +41,11 @@ class Actor:
         self.renew = self.abort = SimpleNamespace(remote=self._hear)
         self.submit = SimpleNamespace(remote=self._take)
         self.taken: list[GenerateRequest] = []
-        self.serves = True
+        self.refusals: list[Exception] = []
 
     async def _take(self, requests: Sequence[GenerateRequest]) -> int:
-        if not self.serves:
-            raise RuntimeError("it does not serve")
+        if self.refusals:
+            raise self.refusals.pop()
         self.taken += requests
         return len(self.taken)
 
@@ -331,16 +331,21 @@ def test_one_that_drains_unseen_serves_for_as_long_as_it_sends_tokens() -> None:
     play(world, scenario)
 
 
+async def open_stream(client: PipelineClient, world: World) -> None:
+    """One answer by way of the router: from then on the client knows the actor."""
+    first = collect(client, "first")
+    await turns()
+    ((name, (request,)),) = world.calls
+    assert name == "a-1"
+    world.say("a-1", request, 5, end=True)
+    assert await first == [5]
+
+
 def test_the_only_attention_actor_gets_requests_past_the_router() -> None:
     world = World("a-1", sole=True)
 
     async def scenario(client: PipelineClient) -> None:
-        first = collect(client, "first")
-        await turns()
-        ((name, (request,)),) = world.calls
-        assert name == "a-1", "its stream is not open yet"
-        world.say("a-1", request, 5, end=True)
-        assert await first == [5]
+        await open_stream(client, world)
         actor = world.actors["a-1"]
         asked = [collect(client, str(i)) for i in range(2)]
         await turns()
@@ -353,22 +358,25 @@ def test_the_only_attention_actor_gets_requests_past_the_router() -> None:
     play(world, scenario)
 
 
-def test_the_router_gets_what_the_only_attention_actor_does_not_take() -> None:
+@pytest.mark.parametrize(
+    ("error", "attempt"),
+    [(RuntimeError("it does not serve"), "second#0"), (RayActorError(), "second#1")],
+    ids=["refuses", "out of reach"],
+)
+def test_what_the_only_attention_actor_does_not_take_is_handed_in_again(
+    error: Exception, attempt: str
+) -> None:
     world = World("a-1", sole=True)
 
     async def scenario(client: PipelineClient) -> None:
-        first = collect(client, "first")
-        await turns()
-        world.say("a-1", world.calls[0][1][0], 5, end=True)
-        assert await first == [5]
-        world.actors["a-1"].serves = False
+        await open_stream(client, world)
+        world.actors["a-1"].refusals = [error]
         asked = collect(client, "second")
         await turns()
-        assert [one.request_id for _, batch in world.calls for one in batch] == [
-            "first#0",
-            "second#0",
-        ]
-        world.say("a-1", world.calls[-1][1][0], 6, end=True)
+        taken = world.calls[1:] or [("a-1", world.actors["a-1"].taken)]
+        ((_, (request,)),) = taken
+        assert request.request_id == attempt, "one that may be there already needs a new name"
+        world.say("a-1", request, 6, end=True)
         assert await asked == [6]
 
     play(world, scenario)
@@ -378,10 +386,7 @@ def test_what_the_only_attention_actor_took_goes_on_when_it_dies() -> None:
     world = World("a-1", sole=True)
 
     async def scenario(client: PipelineClient) -> None:
-        first = collect(client, "first")
-        await turns()
-        world.say("a-1", world.calls[0][1][0], 5, end=True)
-        assert await first == [5]
+        await open_stream(client, world)
         asked = collect(client, "second")
         await turns()
         (request,) = world.actors["a-1"].taken
