@@ -1,9 +1,9 @@
 """The ingress's side of the pipelines: requests out in batches, tokens in by the step.
 
-Requests that arrive in the same turn of the event loop travel in one call: to a router, or, where
-nothing is left to choose and its stream is open, to the one attention actor. Each attention actor
-sends this ingress one stream of its own, opened once and read for ever; when it breaks, what it
-had not finished is submitted again with the tokens received so far.
+Requests that arrive in the same turn of the event loop travel together: in one call to a router,
+or, where nothing is left to choose, over the connection to the only attention actor. This ingress
+has one connection to each attention actor it was ever sent to; when it ends, what had not been
+finished is submitted again with the tokens received so far.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import TYPE_CHECKING
 
-import ray
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from actors.http.errors import ApiError, Unavailable
+from actors.ingress.actor_link import ActorLink
 from actors.ingress.fleet import BROKEN, Fleet
 from actors.ingress.live_request import Live, nobody_serves, upgraded
-from actors.messages import GenerateRequest, TokenEvent
+from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.naming import pipeline_of, weights_of
 from actors.patience import start_apart, within
 from actors.pipeline.pipeline_choice import PipelineChoice
@@ -61,8 +60,7 @@ class PipelineClient:
         self._live: dict[str, Live] = {}
         self._new: list[Live] = []
         self._gone: dict[str, list[str]] = {}
-        self._streams: dict[str, asyncio.Task[None]] = {}
-        self._actors: dict[str, Any] = {}  # those a stream is read from
+        self._links: dict[str, ActorLink] = {}  # by the name of the attention actor
         self._tasks: set[asyncio.Task[None]] = set()
         self._choice = choice
         self._asleep_is_ready = asleep_is_ready
@@ -122,7 +120,14 @@ class PipelineClient:
         if nowhere:
             self._start(self._wait_with(nowhere))
         for name, group in chosen.items():
-            self._start(self._submit(group, name))
+            sole = self._choice.sole_attention(name)
+            link = self._links.get(sole) if sole is not None else None
+            if link is not None and link.is_open:
+                for live in group:
+                    live.actor, live.refusals = sole, 0
+                link.submit([live.as_submitted(self._ingress_id) for live in group])
+            else:
+                self._start(self._submit(group, name))
 
     def _leave(self, live: Live) -> None:
         """A request has ended where it was sent to, or goes elsewhere."""
@@ -145,7 +150,9 @@ class PipelineClient:
 
     async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
         try:
-            names = await within(self._patience_s(batch), self._hand_in(batch, pipeline))
+            requests = [live.as_submitted(self._ingress_id) for live in batch]
+            handing_in = self._router.submit.remote(requests, pipeline)
+            names: list[str | None] = await within(self._patience_s(batch), handing_in)
         except BROKEN as error:
             logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             await asyncio.sleep(_RETRY_PAUSE_S)
@@ -161,26 +168,19 @@ class PipelineClient:
                     self._renew(live)
                 continue
             live.actor, live.refusals = name, 0
-            self._ensure_stream(name)
+            self._ensure_link(name)
             if live.closed:
                 self._abort(live)
         if slowly:
             await self._wait_with(slowly)
 
-    async def _hand_in(self, batch: Sequence[Live], pipeline: str | None) -> list[str | None]:
-        """Where there is but one attention actor, to it; else to the router, which chooses."""
-        requests = [live.as_submitted(self._ingress_id) for live in batch]
-        sole = self._choice.sole_attention(pipeline)
-        if sole is not None and (actor := self._actors.get(sole)) is not None:
-            try:
-                await actor.submit.remote(requests)
-                return [sole] * len(requests)
-            except RayActorError:  # out of reach; it may have them: only another attempt is safe
-                return [None] * len(requests)
-            except BROKEN as error:
-                logger.info("%s takes no requests now: %s", sole, describe(error))
-        names: list[str | None] = await self._router.submit.remote(requests, pipeline)
-        return names
+    def _on_refused(self, attempt_ids: Sequence[str]) -> None:
+        """The only attention actor takes none just now: the router knows when another does."""
+        refused = [live for one in attempt_ids if (live := self._live.get(one)) is not None]
+        for live in refused:
+            live.actor = None
+        if refused:
+            self._start(self._submit(refused, None))
 
     def _patience_s(self, batch: Sequence[Live]) -> float:
         """Until the first of them has waited for as long as it may."""
@@ -209,28 +209,28 @@ class PipelineClient:
             wanted.append(live)
         return wanted
 
-    def _ensure_stream(self, name: str) -> None:
-        if name not in self._streams:
-            self._streams[name] = start_apart(self._read(name))
-
-    async def _read(self, name: str) -> None:
-        try:
-            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
-            self._actors[name] = actor
-            stream: AsyncIterator[Any] = actor.stream.options(num_returns="streaming").remote(
-                self._ingress_id
+    def _ensure_link(self, name: str) -> None:
+        if name not in self._links:
+            link = self._links[name] = ActorLink(
+                name, self._namespace, self._ingress_id, self._on_events, self._on_refused
             )
-            async for ref in stream:
-                events = await ref
-                self._fleet.heard(pipeline_of(name))
-                for event in events:
-                    self._deliver(event, weights_of(name))
-        except (*BROKEN, ValueError) as error:
-            logger.warning("the stream of %s broke: %s", name, describe(error))
+            self._start(self._keep(name, link))
+
+    async def _keep(self, name: str, link: ActorLink) -> None:
+        try:
+            await link.run()
+            logger.info("the connection to %s has ended", name)
+        except (*BROKEN, ValueError, OSError) as error:
+            logger.warning("there is no connection to %s: %s", name, describe(error))
         finally:
-            self._streams.pop(name, None)
-            self._actors.pop(name, None)
+            del self._links[name]
             self._resubmit_from(name)
+
+    def _on_events(self, name: str, events: StepEvents) -> None:
+        self._fleet.heard(pipeline_of(name))
+        weights = weights_of(name)
+        for event in events:
+            self._deliver(event, weights)
 
     def _deliver(self, event: TokenEvent, weights: str) -> None:
         live = self._live.get(event.request_id)
@@ -251,8 +251,8 @@ class PipelineClient:
 
     def _on_look(self, reports: Sequence[PipelineReport]) -> None:
         self._choice.look(reports, time.monotonic())
-        for actor in self._actors.values():
-            actor.renew.remote(self._ingress_id)
+        for link in self._links.values():
+            link.renew()
         self._give_up_on_silent()
 
     def _give_up_on_silent(self) -> None:
@@ -282,14 +282,8 @@ class PipelineClient:
     def _flush_aborts(self) -> None:
         gone, self._gone = self._gone, {}
         for name, attempt_ids in gone.items():
-            self._start(self._send_abort(name, attempt_ids))
-
-    async def _send_abort(self, name: str, attempt_ids: list[str]) -> None:
-        try:
-            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
-            await actor.abort.remote(attempt_ids)
-        except (*BROKEN, ValueError) as error:
-            logger.info("%s is gone with the requests to abort: %s", name, describe(error))
+            if (link := self._links.get(name)) is not None:
+                link.abort(attempt_ids)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = start_apart(work)

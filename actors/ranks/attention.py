@@ -6,13 +6,12 @@ The maths and the loop are elsewhere; the Ray side is `rank_actor.py`.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 
 import torch
 
+from actors.link import LinkAddress
 from actors.messages import GenerateRequest, StepEvents
 from actors.model_plan import ModelPlan
 from actors.ranks.actor_stats import ActorStats
@@ -25,6 +24,7 @@ from actors.ranks.engine_build import (
     quantized_cache,
 )
 from actors.ranks.epochs import Epoch, Epochs
+from actors.ranks.ingress_links import IngressLinks
 from actors.ranks.progress import Progress
 from actors.ranks.step_loop import StepLoop
 from model.dispatch import LocalDispatcher
@@ -36,21 +36,24 @@ from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement
 from model.weights import attention_keys, expert_keys, stored_keys
 
-LEASE_S = 15.0  # an ingress says every second that it is alive
-
-logger = logging.getLogger(__name__)
-
 
 class AttentionRank:
-    """One attention rank. Built on an event loop, where its streams are read."""
+    """One attention rank. Built on an event loop, where its ingresses are heard."""
 
-    def __init__(self, plan: ModelPlan, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: ModelPlan,
+        device: torch.device,
+        progress: Progress,
+        serves: Callable[[], bool],
+    ) -> None:
+        """`serves()` tells whether the loop runs."""
+        self._serves = serves
         self._plan = plan
         self._device = device
         self._progress = progress
         self._event_loop = asyncio.get_running_loop()
-        self._outboxes: dict[str, asyncio.Queue[StepEvents | None]] = {}
-        self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
+        self._links = IngressLinks(self)
         self._built: BuiltEngine | None = None
         self._step_loop: StepLoop | None = None
         self._dispatcher: ExactDispatcher | None = None
@@ -138,9 +141,22 @@ class AttentionRank:
         assert self._step_loop is not None
         self._step_loop.move(epoch)
 
+    async def listen(self, host: str) -> LinkAddress:
+        """Where ingresses connect.
+
+        Raises:
+            RuntimeError: this rank has ended.
+        """
+        return await self._links.listen(host)
+
     def submit(self, requests: Sequence[GenerateRequest]) -> int:
-        """Hand in requests (none: only join the others' next step); returns the unfinished ones."""
-        assert self._step_loop is not None
+        """Hand in requests (none: only join the others' next step); returns the unfinished ones.
+
+        Raises:
+            RuntimeError: this rank does not serve (any more).
+        """
+        if self._step_loop is None or not self._serves():
+            raise RuntimeError("the attention rank does not serve")
         self._step_loop.submit(requests)
         return self._step_loop.num_unfinished
 
@@ -149,9 +165,14 @@ class AttentionRank:
         if self._step_loop is not None:
             self._step_loop.abort(request_ids)
 
+    def drop_ingress(self, ingress_id: str) -> None:
+        """Drop the requests of an ingress that is gone."""
+        if self._step_loop is not None:
+            self._step_loop.drop_ingress(ingress_id)
+
     def unfinished(self, silence_s: float) -> int:
         """Requests not ended, those of ingresses silent for so long dropped first."""
-        self._drop_silent(LEASE_S - silence_s)
+        self._links.drop_silent(silence_s)
         return 0 if self._step_loop is None else self._step_loop.num_unfinished
 
     def stop(self) -> None:
@@ -159,47 +180,9 @@ class AttentionRank:
         if self._step_loop is not None:
             self._step_loop.stop()
 
-    async def stream(self, ingress_id: str) -> AsyncGenerator[StepEvents, None]:
-        """Yield what every step made for one ingress, until `close_streams`."""
-        self.renew(ingress_id)
-        outbox = self._outbox(ingress_id)
-        while True:
-            events = await outbox.get()
-            if events is None:
-                return
-            while not outbox.empty():
-                more = outbox.get_nowait()
-                if more is None:
-                    yield events
-                    return
-                events = events + more
-            yield events
-
-    def renew(self, ingress_id: str) -> None:
-        """An ingress is alive; drop the requests of those that have not said so for long."""
-        self._leases[ingress_id] = time.monotonic() + LEASE_S
-        self._drop_silent(0.0)
-
-    def _drop_silent(self, remaining_s: float) -> None:
-        """Drop ingresses whose lease ends within so many seconds."""
-        end_s = time.monotonic() + remaining_s
-        for gone in [one for one, until_s in self._leases.items() if until_s < end_s]:
-            self.drop_ingress(gone)
-
-    def drop_ingress(self, ingress_id: str) -> None:
-        """Drop the requests of an ingress that is gone, and its stream."""
-        logger.warning("ingress %s is gone: its requests are dropped", ingress_id)
-        del self._leases[ingress_id]
-        if self._step_loop is not None:
-            self._step_loop.drop_ingress(ingress_id)
-        outbox = self._outboxes.pop(ingress_id, None)
-        if outbox is not None:
-            outbox.put_nowait(None)  # one that was only slow submits again what it waits for
-
-    def close_streams(self) -> None:
-        """End every stream behind what is in it."""
-        for outbox in self._outboxes.values():
-            outbox.put_nowait(None)
+    def close_links(self) -> None:
+        """End every connection behind what has been sent."""
+        self._links.close()
 
     def stats(self, base: ActorStats) -> ActorStats:
         """`base` with this rank's part filled in."""
@@ -231,15 +214,8 @@ class AttentionRank:
             micro_batches=engine.micro_batches,
         )
 
-    def _outbox(self, ingress_id: str) -> asyncio.Queue[StepEvents | None]:
-        outbox = self._outboxes.get(ingress_id)
-        if outbox is None:
-            outbox = self._outboxes.setdefault(ingress_id, asyncio.Queue())
-        return outbox
-
     def _emit(self, ingress_id: str, events: StepEvents) -> None:
-        deliver: Callable[[StepEvents], None] = self._outbox(ingress_id).put_nowait
-        self._event_loop.call_soon_threadsafe(deliver, events)
+        self._event_loop.call_soon_threadsafe(self._links.tell, ingress_id, events)
 
 
 def _end(future: asyncio.Future[None]) -> None:

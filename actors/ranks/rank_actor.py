@@ -1,7 +1,8 @@
 """The Ray actor of a pipeline's ranks: a spare process until it is given a rank, then that rank.
 
 Life: created, `load` (which makes it an attention or an expert rank for good), `meet`, then
-epochs until the end. An attention rank takes requests by `submit` and gives tokens by `stream`.
+epochs until the end. An attention rank takes requests by `submit`, or over the connection of
+`actors/link.py`, which its tokens leave by.
 
 Whoever holds a handle imports this module. So torch, which takes a second or two and 200 MB, is
 only imported by the actor itself, behind everything else if there is no hurry.
@@ -15,7 +16,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import ray
 
 from actors.log_lines import LogSettings
-from actors.messages import GenerateRequest, StepEvents
+from actors.messages import GenerateRequest
 from actors.patience import in_daemon_thread
 from actors.ranks.actor_stats import ActorIdentity, ActorStats
 from actors.ranks.priority import hurry, step_back
@@ -32,6 +33,7 @@ from actors.ranks.start_times import StartTimes
 from model.placement import ExpertPlacement, Pair
 
 if TYPE_CHECKING:
+    from actors.link import LinkAddress
     from actors.model_plan import ModelPlan
     from actors.ranks.attention import AttentionRank
     from actors.ranks.expert import ExpertRank
@@ -114,10 +116,12 @@ class RankActor:
         plan: ModelPlan = pickle.loads(self._packed_plan)
         use_threads(plan.threads, plan.torch_dtype, others_too=plan.model.needs_openmp)
         device = torch.device(self._identity.device)
-        self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_streams)
+        self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_links)
         life.phase = "loading"
         if is_attention:
-            self._attention = attention = AttentionRank(plan, device, self._progress)
+            self._attention = attention = AttentionRank(
+                plan, device, self._progress, lambda: life.phase == "serving"
+            )
             read, run = attention.load, attention.run
         else:
             self._expert = expert = ExpertRank(plan, device, self._progress)
@@ -202,21 +206,9 @@ class RankActor:
         Raises:
             RuntimeError: this rank does not serve (any more).
         """
-        if self._attention is None or self._life is None or self._life.phase != "serving":
+        if self._attention is None:
             raise RuntimeError(f"{self._identity.role} rank {self._identity.rank} does not serve")
         return self._attention.submit(requests)
-
-    @ray.method
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        """Attention: drop requests whose client is gone."""
-        if self._attention is not None:
-            self._attention.abort(request_ids)
-
-    @ray.method
-    async def renew(self, ingress_id: str) -> None:
-        """Attention: an ingress is alive; those that do not say so for long lose their requests."""
-        if self._attention is not None:
-            self._attention.renew(ingress_id)
 
     @ray.method
     async def unfinished(self) -> int:
@@ -227,17 +219,17 @@ class RankActor:
         return 0 if self._attention is None else self._attention.unfinished(_DRAIN_SILENCE_S)
 
     @ray.method
-    async def stream(self, ingress_id: str) -> AsyncGenerator[StepEvents, None]:
-        """Attention: yield what every step made for one ingress, until this rank ends.
+    async def link(self) -> LinkAddress:
+        """Attention: where an ingress connects, to hear what every step makes for it.
+
+        When the rank ends or fails, so does the connection: what it has not delivered must be
+        submitted elsewhere.
 
         Raises:
-            RuntimeError: the rank failed; what it has not delivered must be submitted elsewhere.
+            RuntimeError: this rank has ended, or failed.
         """
         assert self._attention is not None
-        async for events in self._attention.stream(ingress_id):
-            yield events
-        if self._life is not None and self._life.failure is not None:
-            raise RuntimeError(self._life.failure)
+        return await self._attention.listen(self._identity.node)
 
     @ray.method
     async def stats(self) -> ActorStats:
@@ -261,11 +253,11 @@ class RankActor:
             self._attention.stop()
             self._life.epochs.stop()
             await asyncio.to_thread(self._life.join_thread, _STOP_TIMEOUT_S)
-        self._close_streams()
+        self._close_links()
 
-    def _close_streams(self) -> None:
+    def _close_links(self) -> None:
         if self._attention is not None:
-            self._attention.close_streams()
+            self._attention.close_links()
 
 
 def _import_all(calm: bool) -> None:

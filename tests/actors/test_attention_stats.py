@@ -18,7 +18,7 @@ BASE = ActorStats(ActorIdentity("p", 0, "attention", 1, "here", "cpu"), "serving
 
 async def stats_after_a_hit(directory: Path, caching: bool) -> ActorStats:
     plan = tiny_plan(directory, enable_prefix_caching=caching)
-    rank = AttentionRank(plan, torch.device("cpu"), Progress())
+    rank = AttentionRank(plan, torch.device("cpu"), Progress(), lambda: True)
     assert rank.stats(BASE) == BASE
     rank.load()
     assert rank._built is not None

@@ -3,154 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, TypeVar
-from unittest import mock
 
 import pytest
-from ray.exceptions import RayActorError
 
 from actors.http.errors import Unavailable
-from actors.http.request_metrics import RequestMetrics
-from actors.ingress.fleet import Fleet
 from actors.ingress.pipeline_client import PipelineClient
-from actors.messages import GenerateRequest, TokenEvent
-from actors.naming import weights_of
-from actors.pipeline.assignment import Assigner
-from actors.pipeline.pipeline_choice import PipelineChoice
-from actors.pipeline.pipeline_report import PipelineReport
-from actors.pipeline.pipeline_tally import PipelineView
-from model.sampling_params import SamplingParams
-from tests.actors.reports import report
-from tests.actors.virtual_time import run, turns
-
-T = TypeVar("T")
-IN_A_REQUEST: ContextVar[bool] = ContextVar("in a request")  # as Serve's own variable
-
-
-class Actor:
-    """An attention actor as an ingress sees it."""
-
-    def __init__(self) -> None:
-        self.outbox: asyncio.Queue[list[TokenEvent] | None] = asyncio.Queue()
-        self.stream = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._stream))
-        self.renew = self.abort = SimpleNamespace(remote=self._hear)
-        self.submit = SimpleNamespace(remote=self._take)
-        self.taken: list[GenerateRequest] = []
-        self.refusals: list[Exception] = []
-
-    async def _take(self, requests: Sequence[GenerateRequest]) -> int:
-        if self.refusals:
-            raise self.refusals.pop()
-        self.taken += requests
-        return len(self.taken)
-
-    async def _stream(self, _ingress: str) -> AsyncIterator[Any]:
-        while True:
-            yield self._next()
-
-    async def _next(self) -> list[TokenEvent]:
-        events = await self.outbox.get()
-        if events is None:
-            raise RayActorError()
-        return events
-
-    def _hear(self, *_: Any) -> asyncio.Future[None]:
-        done = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-
-
-class World:
-    """Routers by the names of their pipelines, each with one actor; and what they were sent."""
-
-    def __init__(self, *names: str, sole: bool = False) -> None:
-        """`sole`: the routers say that there is no other attention actor."""
-        self._sole = sole
-        self.actors = {name: Actor() for name in names}
-        self.calls: list[tuple[str | None, list[GenerateRequest]]] = []
-        self.submit = SimpleNamespace(remote=self._submit)
-
-    def broadcast(self, method: str, *_: Any) -> Any:
-        async def answers(**_: Any) -> list[Any]:
-            assert IN_A_REQUEST.get(None) is None
-            assert method == "view"
-            return [PipelineView(self._report(name), {}, {}, []) for name in self.actors]
-
-        return SimpleNamespace(results_async=answers)
-
-    def _report(self, name: str) -> PipelineReport:
-        return report(name, sole_attention=f"{name}/attention/0" if self._sole else None)
-
-    async def _submit(
-        self, requests: Sequence[GenerateRequest], pipeline: str | None
-    ) -> list[str | None]:
-        assert IN_A_REQUEST.get(None) is None, "Serve gives calls of one request one id"
-        self.calls.append((pipeline, list(requests)))
-        while not self.actors:
-            await asyncio.sleep(0.1)
-        name = pipeline if pipeline in self.actors else next(iter(self.actors))
-        able = [one.weights in ("", weights_of(name)) for one in requests]
-        return [f"{name}/attention/0" if fit else None for fit in able]
-
-    def say(self, name: str, request: GenerateRequest, *token_ids: int, end: bool = False) -> None:
-        event = TokenEvent(request.request_id, token_ids, finish_reason="stop" if end else None)
-        self.actors[name].outbox.put_nowait([event])
-
-    def kill(self, name: str) -> None:
-        self.actors.pop(name).outbox.put_nowait(None)
-
-
-@contextmanager
-def clocked(world: World) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    clock = SimpleNamespace(monotonic=loop.time)
-    with (
-        mock.patch("actors.ingress.pipeline_client.time", clock),
-        mock.patch("actors.ingress.fleet.time", clock),
-        mock.patch("ray.get_actor", lambda name, _: world.actors[name.split("/")[0]]),
-    ):
-        yield
-
-
-def play(world: World, scenario: Any, **settings: Any) -> None:
-    async def work() -> None:
-        IN_A_REQUEST.set(True)
-        with clocked(world):
-            choice = PipelineChoice(Assigner(4))
-            fields = {"asleep_is_ready": False, **settings}
-            fleet = Fleet(world, world, "ns", "m", ("i", RequestMetrics()))  # type: ignore[arg-type]
-            client = PipelineClient(world, "ns", "i", fleet, 60.0, choice, **fields)  # type: ignore[arg-type]
-            client.ready()  # begins to look
-            await turns()
-            await scenario(client)
-            client._fleet._poll.cancel()  # type: ignore[union-attr]
-            for task in [*client._tasks, *client._streams.values()]:
-                task.cancel()
-            await turns()
-
-    run(work())
-
-
-def asking(name: str = "r") -> GenerateRequest:
-    return GenerateRequest(name, "i", (1, 2, 3), SamplingParams(8, seed=0))
-
-
-def collect(client: PipelineClient, name: str = "r") -> asyncio.Task[list[int]]:
-    """The tokens of one request."""
-
-    async def tokens() -> list[int]:
-        return [token async for event in client.generate(asking(name)) for token in event.token_ids]
-
-    return start(tokens())
-
-
-def start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    return asyncio.get_running_loop().create_task(work)
+from actors.messages import TokenEvent
+from tests.actors.client_world import Actor, World, asking, collect, play, start
+from tests.actors.virtual_time import turns
 
 
 def test_what_arrives_together_is_shared_out_one_call_for_each_pipeline() -> None:
@@ -358,26 +219,54 @@ def test_the_only_attention_actor_gets_requests_past_the_router() -> None:
     play(world, scenario)
 
 
-@pytest.mark.parametrize(
-    ("error", "attempt"),
-    [(RuntimeError("it does not serve"), "second#0"), (RayActorError(), "second#1")],
-    ids=["refuses", "out of reach"],
-)
-def test_what_the_only_attention_actor_does_not_take_is_handed_in_again(
-    error: Exception, attempt: str
-) -> None:
+def test_what_the_only_attention_actor_does_not_take_goes_to_the_router() -> None:
     world = World("a-1", sole=True)
 
     async def scenario(client: PipelineClient) -> None:
         await open_stream(client, world)
-        world.actors["a-1"].refusals = [error]
+        world.actors["a-1"].serves = False
         asked = collect(client, "second")
         await turns()
-        taken = world.calls[1:] or [("a-1", world.actors["a-1"].taken)]
-        ((_, (request,)),) = taken
-        assert request.request_id == attempt, "one that may be there already needs a new name"
+        _, (request,) = world.calls[-1]
+        assert request.request_id == "second#0"
         world.say("a-1", request, 6, end=True)
         assert await asked == [6]
+        assert len(world.calls) == 2 and not world.actors["a-1"].taken
+
+    play(world, scenario)
+
+
+def test_one_whose_client_left_is_dropped_and_no_refusal_of_it_matters() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        actor = world.actors["a-1"]
+        asked = collect(client, "second")
+        await turns()
+        actor.serves = False
+        refused = collect(client, "third")
+        await turns(3)
+        for one in (asked, refused):
+            one.cancel()
+        await turns()
+        assert "second#0" in actor.aborted
+        assert all(
+            request.request_id != "second#0" for _, batch in world.calls for request in batch
+        )
+        assert not client._live
+
+    play(world, scenario)
+
+
+def test_an_actor_hears_every_second_that_the_ingress_is_alive() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        before = world.actors["a-1"].renewed
+        await asyncio.sleep(5.0)
+        assert 4 <= world.actors["a-1"].renewed - before <= 6
 
     play(world, scenario)
 

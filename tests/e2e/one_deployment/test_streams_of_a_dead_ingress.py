@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from actors.ranks.attention import LEASE_S
+from actors.ranks.ingress_links import LEASE_S
 from tests.e2e.streams import Calm, Known, assert_under_way, experts_of, finished, start
 
 NUM_STREAMS = 16

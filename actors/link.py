@@ -1,0 +1,146 @@
+"""The connection between an ingress and an attention actor, as both see it.
+
+TCP, one for each pair, opened by the ingress. A message is its length (4 bytes, big-endian), its
+kind (1 byte) and a JSON body. Calls go through Ray; tokens do not, since an item of one of Ray's
+streaming generators costs more than everything else that is done to deliver a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import cast
+
+from pydantic import ConfigDict, TypeAdapter
+
+from actors.messages import GenerateRequest, StepEvents
+
+LONGEST_BYTES = 256 * 2**20  # of a body: what says that it is longer is no message
+_LENGTH_BYTES = 4
+_IDLE_S, _PROBE_S, _PROBES = 4, 2, 3  # a machine that says nothing for 10 s is gone
+
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+_requests: TypeAdapter[list[GenerateRequest]] = TypeAdapter(list[GenerateRequest], config=_CONFIG)
+_events: TypeAdapter[StepEvents] = TypeAdapter(StepEvents, config=_CONFIG)
+_ids: TypeAdapter[list[str]] = TypeAdapter(list[str])
+
+logger = logging.getLogger(__name__)
+
+
+class Kind(IntEnum):
+    """What a message says. Bodies: see below; HELLO's is the secret, and then the ingress's id."""
+
+    HELLO = 1  # ingress: the first of all
+    SUBMIT = 2  # ingress: requests
+    ABORT = 3  # ingress: ids of requests whose client is gone
+    ALIVE = 4  # ingress, now and then: nothing
+    EVENTS = 5  # actor: what one step made for this ingress
+    REFUSED = 6  # actor: ids of requests it has not taken
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """Where an attention actor listens, and what an ingress says to be heard."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
+OnMessage = Callable[["Link", Kind, bytes], None]
+
+
+class Link(asyncio.Protocol):
+    """One end of a connection. Lives on an event loop."""
+
+    def __init__(self, on_message: OnMessage, longest_bytes: int = LONGEST_BYTES) -> None:
+        """`on_message` may raise ValueError: what is at the other end is then none of ours."""
+        self.on_message = on_message
+        self.longest_bytes = longest_bytes
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def send(self, kind: Kind, body: bytes = b"") -> None:
+        """Send one message; nothing once the connection has ended."""
+        if self._transport is not None and not self.ended.done():
+            self._transport.write(len(body).to_bytes(_LENGTH_BYTES, "big") + bytes((kind,)) + body)
+
+    def close(self) -> None:
+        """End the connection behind what has been sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop. Has the kernel notice a machine that is gone."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        end: socket.socket = transport.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        silence_ms = 1000 * (_IDLE_S + _PROBE_S * _PROBES)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        received = self._received
+        received += data
+        head = _LENGTH_BYTES + 1
+        start = 0
+        while len(received) - start >= head:
+            length = int.from_bytes(received[start : start + _LENGTH_BYTES], "big")
+            end = start + head + length
+            try:
+                if length > self.longest_bytes:
+                    raise ValueError(f"a message of {length} bytes")
+                if end > len(received):
+                    break
+                kind = Kind(received[start + _LENGTH_BYTES])
+                self.on_message(self, kind, bytes(received[start + head : end]))
+            except ValueError as error:
+                logger.warning("a connection is closed: it brought what is no message: %s", error)
+                assert self._transport is not None
+                self._transport.abort()
+                return
+            start = end
+        del received[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+def pack_requests(requests: list[GenerateRequest]) -> bytes:
+    """The body of SUBMIT."""
+    return _requests.dump_json(requests, exclude_defaults=True)
+
+
+def unpack_requests(body: bytes) -> list[GenerateRequest]:
+    """Raises ValueError."""
+    return _requests.validate_json(body)
+
+
+def pack_events(events: StepEvents) -> bytes:
+    """The body of EVENTS."""
+    return _events.dump_json(events, exclude_defaults=True)
+
+
+def unpack_events(body: bytes) -> StepEvents:
+    """Raises ValueError."""
+    return _events.validate_json(body)
+
+
+def pack_ids(ids: list[str]) -> bytes:
+    """The body of ABORT and REFUSED."""
+    return _ids.dump_json(ids)
+
+
+def unpack_ids(body: bytes) -> list[str]:
+    """Raises ValueError."""
+    return _ids.validate_json(body)

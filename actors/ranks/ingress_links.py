@@ -1,0 +1,152 @@
+"""The ingresses of one attention actor: their connections, and until when each counts as alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from actors.link import (
+    LONGEST_BYTES,
+    Kind,
+    Link,
+    LinkAddress,
+    pack_events,
+    pack_ids,
+    unpack_ids,
+    unpack_requests,
+)
+from actors.messages import GenerateRequest, StepEvents
+
+LEASE_S = 15.0  # an ingress says every second that it is alive
+_SECRET_BYTES = 32
+_HELLO_BYTES = 1024  # at most
+_HELLO_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class Requests(Protocol):
+    """What an ingress may want done; called on the event loop."""
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> int:
+        """Raises RuntimeError where none is taken."""
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop these; unknown ones are ignored."""
+        ...
+
+    def drop_ingress(self, ingress_id: str) -> None:
+        """Drop all requests of one that is gone."""
+        ...
+
+
+class IngressLinks:
+    """Lives on the actor's event loop. What has no connection yet is kept for it."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._server: asyncio.Task[asyncio.Server] | None = None
+        self._closed = False
+        self._links: dict[str, Link] = {}
+        self._unsent: dict[str, list[bytes]] = {}
+        self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
+
+    async def listen(self, host: str) -> LinkAddress:
+        """Where ingresses connect: on a free port of `host`, from the first call on.
+
+        Raises:
+            RuntimeError: the links are closed.
+        """
+        loop = asyncio.get_running_loop()
+        if self._server is None:
+            self._server = loop.create_task(loop.create_server(self._accept, host, 0))
+        server = await asyncio.shield(self._server)
+        if self._closed:
+            server.close()
+            raise RuntimeError("this rank takes no connections any more")
+        port: int = server.sockets[0].getsockname()[1]
+        return LinkAddress(host, port, self._secret)
+
+    def _accept(self) -> Link:
+        link = Link(self._greeted, _HELLO_BYTES)
+        late = asyncio.get_running_loop().call_later(_HELLO_S, self._close_stranger, link)
+        link.ended.add_done_callback(lambda _: late.cancel())
+        return link
+
+    def _close_stranger(self, link: Link) -> None:
+        if link.on_message == self._greeted:
+            link.close()
+
+    def _greeted(self, link: Link, kind: Kind, body: bytes) -> None:
+        secret, ingress_id = body[:_SECRET_BYTES], body[_SECRET_BYTES:].decode()
+        if kind is not Kind.HELLO or not secrets.compare_digest(secret, self._secret):
+            raise ValueError("it does not begin with the secret")
+        link.on_message = partial(self._hear, ingress_id)
+        link.longest_bytes = LONGEST_BYTES
+        link.ended.add_done_callback(lambda _: self._lost(ingress_id, link))
+        if (older := self._links.get(ingress_id)) is not None:
+            older.close()
+        self._links[ingress_id] = link
+        self._renew(ingress_id)
+        for events in self._unsent.pop(ingress_id, ()):
+            link.send(Kind.EVENTS, events)
+        if self._closed:  # meanwhile
+            link.close()
+
+    def _hear(self, ingress_id: str, link: Link, kind: Kind, body: bytes) -> None:
+        if kind is Kind.SUBMIT:
+            requests = unpack_requests(body)
+            try:
+                self._requests.submit(requests)
+            except RuntimeError as error:
+                logger.info("%d requests are refused: %s", len(requests), error)
+                link.send(Kind.REFUSED, pack_ids([one.request_id for one in requests]))
+        elif kind is Kind.ABORT:
+            self._requests.abort(unpack_ids(body))
+        elif kind is Kind.ALIVE:
+            self._renew(ingress_id)
+        else:
+            raise ValueError(f"an ingress does not send {kind.name}")
+
+    def _lost(self, ingress_id: str, link: Link) -> None:
+        if self._links.get(ingress_id) is link:
+            del self._links[ingress_id]
+
+    def tell(self, ingress_id: str, events: StepEvents) -> None:
+        """Send an ingress what a step made for it, at once or when it connects."""
+        body = pack_events(events)
+        link = self._links.get(ingress_id)
+        if link is None:
+            self._unsent.setdefault(ingress_id, []).append(body)
+        else:
+            link.send(Kind.EVENTS, body)
+
+    def _renew(self, ingress_id: str) -> None:
+        self._leases[ingress_id] = time.monotonic() + LEASE_S
+        self.drop_silent(LEASE_S)
+
+    def drop_silent(self, silence_s: float) -> None:
+        """Drop ingresses that have said nothing for so long, with their requests."""
+        end_s = time.monotonic() + LEASE_S - silence_s
+        for gone in [one for one, until_s in self._leases.items() if until_s < end_s]:
+            logger.warning("ingress %s is gone: its requests are dropped", gone)
+            del self._leases[gone]
+            self._requests.drop_ingress(gone)
+            self._unsent.pop(gone, None)
+            if (link := self._links.pop(gone, None)) is not None:
+                link.close()  # one that was only slow submits again what it waits for
+
+    def close(self) -> None:
+        """End all connections behind what has been sent; there will be no others."""
+        self._closed = True
+        if self._server is not None and self._server.done():
+            self._server.result().close()
+        for link in self._links.values():
+            link.close()

@@ -1,0 +1,331 @@
+"""The connection between ingresses and an attention actor, over real sockets.
+
+On uvloop, whose loops Ray and Serve run where it is installed, and on asyncio's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import uvloop
+
+from actors.ingress.actor_link import ActorLink
+from actors.link import Kind, Link, pack_events, pack_requests, unpack_events, unpack_requests
+from actors.messages import GenerateRequest, StepEvents, TokenEvent
+from actors.ranks.ingress_links import LEASE_S, IngressLinks
+from model.sampling_params import SamplingParams, TokenLogprobs
+
+HOST = "127.0.0.1"
+Play = Callable[[Coroutine[Any, Any, None]], None]
+FULL_EVENT = TokenEvent(
+    "r#0",
+    (5, 31999),
+    (TokenLogprobs(-math.inf, ((3, -0.1), (4, -math.inf))), TokenLogprobs(-1 / 3, ())),
+    "stop",
+    2,
+    17,
+    bytes(range(256)),
+    0.1 + 0.2,
+    (1764381234.1234567, 1764381235.5),
+)
+FULL_REQUEST = GenerateRequest(
+    'r"\u00e9#0',
+    "ingress",
+    (1, 2, 3),
+    SamplingParams(8, 2**63 - 1, 0.3, 0.9, 40, 0.01, 0.1, -0.2, 1.1, ((5, -100.0),), 3, (7,), True),
+    (4, 5),
+    1764381234.1234567,
+    -3,
+    "weights",
+    "mean",
+)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest) -> Play:
+    def on_loop(work: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(work)
+
+    return on_loop
+
+
+class Rank:
+    """What an attention rank does with what it is told; and its connections."""
+
+    def __init__(self) -> None:
+        self.links = IngressLinks(self)
+        self.taken: list[GenerateRequest] = []
+        self.aborted: list[str] = []
+        self.dropped: list[str] = []
+        self.serves = True
+        self.told = asyncio.Event()
+
+    def submit(self, requests: Sequence[GenerateRequest]) -> int:
+        if not self.serves:
+            raise RuntimeError("not now")
+        self.taken += requests
+        self.told.set()
+        return len(self.taken)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted += request_ids
+        self.told.set()
+
+    def drop_ingress(self, ingress_id: str) -> None:
+        self.dropped.append(ingress_id)
+
+    async def hear(self) -> None:
+        async with asyncio.timeout(10.0):
+            await self.told.wait()
+        self.told.clear()
+
+
+class Ingress:
+    """One ingress's connection, and what it heard."""
+
+    def __init__(self, name: str = "i") -> None:
+        self.link = ActorLink("a", "ns", name, self._events, self._refused)
+        self.events: StepEvents = []
+        self.refused: list[str] = []
+        self._heard = asyncio.Event()
+
+    def _events(self, actor: str, events: StepEvents) -> None:
+        assert actor == "a"
+        self.events += events
+        self._heard.set()
+
+    def _refused(self, ids: list[str]) -> None:
+        self.refused += ids
+        self._heard.set()
+
+    async def hear(self) -> None:
+        async with asyncio.timeout(10.0):
+            await self._heard.wait()
+        self._heard.clear()
+
+
+@asynccontextmanager
+async def connected(rank: Rank, *ingresses: Ingress) -> AsyncIterator[list[asyncio.Task[None]]]:
+    handle = SimpleNamespace(link=SimpleNamespace(remote=lambda: rank.links.listen(HOST)))
+    with mock.patch("ray.get_actor", lambda *_: handle):
+        runs = [asyncio.create_task(one.link.run()) for one in ingresses]
+        async with asyncio.timeout(10.0):
+            while not all(one.link.is_open for one in ingresses):
+                await asyncio.sleep(0)
+        yield runs
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        rank.links.close()
+
+
+def event(token: int) -> TokenEvent:
+    return TokenEvent("r#0", (token,))
+
+
+def test_every_field_survives() -> None:
+    plain = TokenEvent("r#0", (5,))
+    assert unpack_events(pack_events([FULL_EVENT, plain])) == [FULL_EVENT, plain]
+    bare = GenerateRequest("r#0", "i", (), SamplingParams(1, 0))
+    assert unpack_requests(pack_requests([FULL_REQUEST, bare])) == [FULL_REQUEST, bare]
+    for one in (FULL_EVENT, FULL_REQUEST):
+        defaults = [f.default for f in one.__dataclass_fields__.values()]
+        values = [getattr(one, name) for name in one.__dataclass_fields__]
+        assert all(value != default for value, default in zip(values, defaults)), "a field untold"
+
+
+def test_requests_go_out_and_events_come_back_to_whom_they_are_for(play: Play) -> None:
+    async def scenario() -> None:
+        rank, one, other = Rank(), Ingress("one"), Ingress("other")
+        async with connected(rank, one, other):
+            one.link.submit([FULL_REQUEST])
+            await rank.hear()
+            assert rank.taken == [FULL_REQUEST]
+            rank.links.tell("other", [FULL_EVENT])
+            rank.links.tell("one", [event(1), event(2)])
+            await one.hear()
+            await other.hear()
+            assert (one.events, other.events) == ([event(1), event(2)], [FULL_EVENT])
+            other.link.abort(["x", "y"])
+            await rank.hear()
+            assert rank.aborted == ["x", "y"]
+
+    play(scenario())
+
+
+def test_what_is_refused_is_named(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        rank.serves = False
+        async with connected(rank, ingress):
+            ingress.link.submit([FULL_REQUEST, replace(FULL_REQUEST, request_id="s#1")])
+            await ingress.hear()
+            assert ingress.refused == [FULL_REQUEST.request_id, "s#1"]
+
+    play(scenario())
+
+
+def test_what_is_said_before_the_connection_is_there_waits_for_it(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        for token in range(5):
+            rank.links.tell("i", [event(token)])
+        ingress.link.abort(["early"])
+        async with connected(rank, ingress):
+            await rank.hear()
+            assert rank.aborted == ["early"]
+            await ingress.hear()
+            assert ingress.events == [event(token) for token in range(5)]
+
+    play(scenario())
+
+
+def test_the_end_comes_behind_all_that_was_told(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        large = TokenEvent("r#0", (), vector=random.Random(3).randbytes(5_000_000))
+        async with connected(rank, ingress) as (run,):
+            rank.links.tell("i", [large])
+            rank.links.tell("i", [event(1)])
+            rank.links.close()
+            async with asyncio.timeout(10.0):
+                await run
+            assert ingress.events == [large, event(1)]
+            assert not ingress.link.is_open
+            ingress.link.submit([FULL_REQUEST])  # nobody hears it, and nothing breaks
+            with pytest.raises(RuntimeError, match="no connections any more"):
+                await rank.links.listen(HOST)
+
+    play(scenario())
+
+
+def test_a_silent_ingress_is_dropped_with_its_requests_and_its_connection(play: Play) -> None:
+    async def scenario() -> None:
+        rank, silent, alive = Rank(), Ingress("silent"), Ingress("alive")
+        async with connected(rank, silent, alive) as (ended, goes_on):
+            now_s = 0.0
+            with mock.patch("actors.ranks.ingress_links.time.monotonic", lambda: now_s):
+                for one in (silent, alive):
+                    one.link.renew()
+                    one.link.abort([])
+                    await rank.hear()
+                now_s = LEASE_S - 1.0
+                alive.link.renew()
+                alive.link.abort([])
+                await rank.hear()
+                assert not rank.dropped
+                now_s = LEASE_S + 1.0
+                rank.links.drop_silent(LEASE_S)
+            assert rank.dropped == ["silent"]
+            async with asyncio.timeout(10.0):
+                await ended
+            assert not goes_on.done() and not silent.link.is_open
+
+    play(scenario())
+
+
+def test_a_second_connection_of_an_ingress_takes_over(play: Play) -> None:
+    async def scenario() -> None:
+        rank, first, second = Rank(), Ingress(), Ingress()
+        async with connected(rank, first) as (ended,), connected(rank, second):
+            async with asyncio.timeout(10.0):
+                await ended
+            rank.links.tell("i", [event(1)])
+            await second.hear()
+            assert (first.events, second.events) == ([], [event(1)])
+            assert not rank.dropped
+
+    play(scenario())
+
+
+async def answer_to(rank: Rank, said: bytes) -> bytes:
+    """What a stranger hears until the end of the connection."""
+    address = await rank.links.listen(HOST)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(said)
+    async with asyncio.timeout(10.0):
+        heard = await reader.read()
+    writer.close()
+    return heard
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + bytes((kind,)) + body
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        message(Kind.HELLO, bytes(32) + b"i"),
+        message(Kind.HELLO, b""),
+        message(Kind.SUBMIT, pack_requests([FULL_REQUEST])),
+        message(Kind.ABORT, b'["r#0"]'),
+        message(99, b""),
+        message(Kind.HELLO, bytes(2000)),
+        b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"\xff" * 64,
+    ],
+    ids=["secret", "none", "submit", "abort", "kind", "long", "http", "noise"],
+)
+def test_a_stranger_is_neither_heard_nor_told(play: Play, said: bytes) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        rank.links.tell("i", [event(1)])
+        assert await answer_to(rank, said) == b""
+        assert not rank.taken and not rank.aborted and not rank.dropped
+        async with connected(rank, ingress):
+            await ingress.hear()
+            assert ingress.events == [event(1)]
+
+    play(scenario())
+
+
+@pytest.mark.parametrize(
+    "said", [b"[", b"[{}]", b'[{"request_id": 1}]', b"\xff"], ids=["cut", "empty", "type", "utf8"]
+)
+def test_an_ingress_that_sends_what_is_no_request_loses_its_connection(
+    play: Play, said: bytes
+) -> None:
+    async def scenario() -> None:
+        rank = Rank()
+        address = await rank.links.listen(HOST)
+        hello = message(Kind.HELLO, address.secret + b"i")
+        assert await answer_to(rank, hello + message(Kind.SUBMIT, said)) == b""
+        assert not rank.taken
+        rank.links.close()
+
+    play(scenario())
+
+
+def test_who_says_nothing_is_not_waited_for(play: Play) -> None:
+    async def scenario() -> None:
+        rank = Rank()
+        with mock.patch("actors.ranks.ingress_links._HELLO_S", 0.05):
+            assert await answer_to(rank, b"") == b""
+        rank.links.close()
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_messages_in_pieces(play: Play, size: int) -> None:
+    async def scenario() -> None:
+        said = [(Kind.ABORT, b'["a"]'), (Kind.ALIVE, b""), (Kind.EVENTS, bytes(300))]
+        whole = b"".join(message(kind, body) for kind, body in said)
+        heard: list[tuple[Kind, bytes]] = []
+        link = Link(lambda _link, kind, body: heard.append((kind, body)))
+        for start in range(0, len(whole), size):
+            link.data_received(whole[start : start + size])
+        assert heard == said
+
+    play(scenario())
