@@ -13,6 +13,8 @@ from actors.naming import weights_of
 from actors.pipeline.assignment import Assigner
 from actors.pipeline.pipeline_report import PipelineReport
 
+_FORGOTTEN_S = 60.0  # a router may be too busy to answer one look, and have all its prefixes yet
+
 
 class PipelineChoice:
     """The longest beginning decides, unless that pipeline is overloaded; then the load."""
@@ -22,13 +24,18 @@ class PipelineChoice:
         self._known: dict[str, PipelineReport] = {}
         self._loads: dict[str, int] = {}  # as reported, and what came and went since
         self._seen_s: dict[str, float] = {}  # when weights were served last
+        self._answered_s: dict[str, float] = {}  # when a pipeline was seen last
 
     def look(self, reports: Sequence[PipelineReport], now_s: float) -> None:
         """Take in what all routers say of their pipelines."""
         self._known = {one.router.pipeline: one for one in reports}
         self._loads = {name: one.unfinished for name, one in self._known.items()}
         self._seen_s |= dict.fromkeys(map(weights_of, self._known), now_s)
-        self._assigner.keep(self._known)
+        answered_s = self._answered_s | dict.fromkeys(self._known, now_s)
+        self._answered_s = {
+            name: at_s for name, at_s in answered_s.items() if now_s - at_s < _FORGOTTEN_S
+        }
+        self._assigner.keep(self._answered_s)
 
     @property
     def knows_any(self) -> bool:

@@ -41,6 +41,18 @@ def test_an_overloaded_one_is_passed_over() -> None:
     assert choice.choose(asking([1, 1])) == "w-b"
 
 
+def test_one_that_is_silent_for_a_look_is_still_known_by_what_it_was_sent() -> None:
+    choice = knowing(report("w-a"), report("w-b", unfinished=1))
+    assert choice.choose(asking([1, 1])) == "w-a"
+    choice.look([report("w-b")], 1.0)
+    assert choice.choose(asking([2, 2])) == "w-b"
+    choice.look([report("w-a", unfinished=1), report("w-b")], 2.0)
+    assert choice.choose(asking([1, 1])) == "w-a"
+    choice.look([report("w-b")], 70.0)
+    choice.look([report("w-a", unfinished=1), report("w-b")], 71.0)
+    assert choice.choose(asking([1, 1])) == "w-b", "it was gone for long"
+
+
 def test_what_was_sent_since_the_last_look_counts() -> None:
     choice = knowing(report("w-a", unfinished=2), report("w-b"), max_keys=0)
     chosen = [choice.choose(asking([1])) for _ in range(6)]
