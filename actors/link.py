@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,7 +57,11 @@ OnMessage = Callable[["Link", Kind, bytes], None]
 
 
 class Link(asyncio.Protocol):
-    """One end of a connection. Lives on an event loop."""
+    """One end of a connection. Lives on an event loop; any thread may send.
+
+    What is sent goes to the kernel at once, in the sender's thread: a loop in another thread would
+    first have to get the interpreter, which a step's thread gives up only in the next kernel.
+    """
 
     def __init__(self, on_message: OnMessage, longest_bytes: int = LONGEST_BYTES) -> None:
         """`on_message` may raise ValueError: what is at the other end is then none of ours."""
@@ -63,17 +69,43 @@ class Link(asyncio.Protocol):
         self.longest_bytes = longest_bytes
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._event_loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None  # under the lock; as is:
+        self._num_late = 0  # pieces on their way to the transport
+        self.ended: asyncio.Future[None] = self._event_loop.create_future()
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
-        """Send one message; nothing once the connection has ended."""
-        if self._transport is not None and not self.ended.done():
-            self._transport.write(len(body).to_bytes(_LENGTH_BYTES, "big") + bytes((kind,)) + body)
+        """Send one message; nothing once the connection has ended. Any thread."""
+        message = len(body).to_bytes(_LENGTH_BYTES, "big") + bytes((kind,)) + body
+        with self._lock:
+            if self._socket is None or self._transport is None:
+                return
+            sent = 0
+            if not self._num_late and not self._transport.get_write_buffer_size():
+                try:
+                    sent = self._socket.send(message)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    return  # the loop notices as well
+            if sent < len(message):  # the other end is slow: the loop does the rest
+                self._num_late += 1
+                self._event_loop.call_soon_threadsafe(self._send_late, message[sent:])
+
+    def _send_late(self, piece: bytes) -> None:
+        with self._lock:
+            self._num_late -= 1
+            if self._transport is not None:
+                self._transport.write(piece)
 
     def close(self) -> None:
         """End the connection behind what has been sent."""
-        if self._transport is not None:
-            self._transport.close()
+        with self._lock:
+            if self._num_late:
+                self._event_loop.call_soon(self.close)
+            elif self._transport is not None:
+                self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop. Has the kernel notice a machine that is gone."""
@@ -85,6 +117,7 @@ class Link(asyncio.Protocol):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
         silence_ms = 1000 * (_IDLE_S + _PROBE_S * _PROBES)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+        self._socket = socket.socket(fileno=os.dup(end.fileno()))
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -112,6 +145,10 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()  # while it is open, so is the connection
+                self._socket = None
         if not self.ended.done():
             self.ended.set_result(None)
 

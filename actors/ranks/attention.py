@@ -12,7 +12,7 @@ from dataclasses import astuple, replace
 import torch
 
 from actors.link import LinkAddress
-from actors.messages import GenerateRequest, StepEvents
+from actors.messages import GenerateRequest
 from actors.model_plan import ModelPlan
 from actors.ranks.actor_stats import ActorStats
 from actors.ranks.engine_build import (
@@ -98,7 +98,7 @@ class AttentionRank:
             dispatcher = self._dispatcher = exact_dispatcher(plan, device)
         give_back_freed()
         self._built = build_engine(plan, weights, dispatcher, device)
-        self._step_loop = StepLoop(self._built.engine, None, self._emit)
+        self._step_loop = StepLoop(self._built.engine, None, self._links.tell)
 
     def run(self, epochs: Epochs) -> None:
         """Serve until told to stop: over epochs, or alone where no experts are elsewhere."""
@@ -213,9 +213,6 @@ class AttentionRank:
             queue_time=engine.queue_time,
             micro_batches=engine.micro_batches,
         )
-
-    def _emit(self, ingress_id: str, events: StepEvents) -> None:
-        self._event_loop.call_soon_threadsafe(self._links.tell, ingress_id, events)
 
 
 def _end(future: asyncio.Future[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -47,15 +48,16 @@ class Requests(Protocol):
 
 
 class IngressLinks:
-    """Lives on the actor's event loop. What has no connection yet is kept for it."""
+    """Lives on the actor's event loop; any thread may `tell`."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._server: asyncio.Task[asyncio.Server] | None = None
         self._closed = False
+        self._lock = threading.Lock()  # of the next two
         self._links: dict[str, Link] = {}
-        self._unsent: dict[str, list[bytes]] = {}
+        self._unsent: dict[str, list[bytes]] = {}  # to those that have no connection yet
         self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
 
     async def listen(self, host: str) -> LinkAddress:
@@ -91,12 +93,14 @@ class IngressLinks:
         link.on_message = partial(self._hear, ingress_id)
         link.longest_bytes = LONGEST_BYTES
         link.ended.add_done_callback(lambda _: self._lost(ingress_id, link))
-        if (older := self._links.get(ingress_id)) is not None:
+        with self._lock:
+            older = self._links.get(ingress_id)
+            self._links[ingress_id] = link
+            for events in self._unsent.pop(ingress_id, ()):
+                link.send(Kind.EVENTS, events)
+        if older is not None:
             older.close()
-        self._links[ingress_id] = link
         self._renew(ingress_id)
-        for events in self._unsent.pop(ingress_id, ()):
-            link.send(Kind.EVENTS, events)
         if self._closed:  # meanwhile
             link.close()
 
@@ -116,16 +120,18 @@ class IngressLinks:
             raise ValueError(f"an ingress does not send {kind.name}")
 
     def _lost(self, ingress_id: str, link: Link) -> None:
-        if self._links.get(ingress_id) is link:
-            del self._links[ingress_id]
+        with self._lock:
+            if self._links.get(ingress_id) is link:
+                del self._links[ingress_id]
 
     def tell(self, ingress_id: str, events: StepEvents) -> None:
-        """Send an ingress what a step made for it, at once or when it connects."""
+        """Send an ingress what a step made for it, at once or when it connects. Any thread."""
         body = pack_events(events)
-        link = self._links.get(ingress_id)
-        if link is None:
-            self._unsent.setdefault(ingress_id, []).append(body)
-        else:
+        with self._lock:
+            link = self._links.get(ingress_id)
+            if link is None:
+                self._unsent.setdefault(ingress_id, []).append(body)
+        if link is not None:
             link.send(Kind.EVENTS, body)
 
     def _renew(self, ingress_id: str) -> None:
@@ -139,8 +145,10 @@ class IngressLinks:
             logger.warning("ingress %s is gone: its requests are dropped", gone)
             del self._leases[gone]
             self._requests.drop_ingress(gone)
-            self._unsent.pop(gone, None)
-            if (link := self._links.pop(gone, None)) is not None:
+            with self._lock:
+                self._unsent.pop(gone, None)
+                link = self._links.pop(gone, None)
+            if link is not None:
                 link.close()  # one that was only slow submits again what it waits for
 
     def close(self) -> None:
@@ -148,5 +156,7 @@ class IngressLinks:
         self._closed = True
         if self._server is not None and self._server.done():
             self._server.result().close()
-        for link in self._links.values():
+        with self._lock:
+            links = list(self._links.values())
+        for link in links:
             link.close()

@@ -209,6 +209,25 @@ def test_the_end_comes_behind_all_that_was_told(play: Play) -> None:
     play(scenario())
 
 
+def test_another_thread_tells_faster_than_the_ingress_hears(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        said = [TokenEvent("r#0", (i,), vector=bytes(i % 7 * 10_000)) for i in range(2000)]
+
+        def tell() -> None:
+            for one in said:
+                rank.links.tell("i", [one])
+
+        async with connected(rank, ingress) as (run,):
+            await asyncio.to_thread(tell)
+            rank.links.close()
+            async with asyncio.timeout(20.0):
+                await run
+            assert ingress.events == said
+
+    play(scenario())
+
+
 def test_a_silent_ingress_is_dropped_with_its_requests_and_its_connection(play: Play) -> None:
     async def scenario() -> None:
         rank, silent, alive = Rank(), Ingress("silent"), Ingress("alive")
