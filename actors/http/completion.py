@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -70,22 +71,42 @@ async def until_deadline(
     Raises:
         DeadlineExceeded: there was still something to come.
     """
+    waiting: asyncio.Task[object] | None = None
+    over = False
+
+    def end() -> None:
+        nonlocal over
+        over = True
+        if waiting is not None:
+            waiting.cancel()
+
     loop = asyncio.get_running_loop()
-    deadline_s = None if timeout_s is None else loop.time() + arrived_s + timeout_s - perf_counter()
-    async with aclosing(deltas):
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline_s) as limit:
+    left_s = math.inf if timeout_s is None else arrived_s + timeout_s - perf_counter()
+    timer = loop.call_later(left_s, end) if left_s < math.inf else None
+    try:
+        async with aclosing(deltas):
+            while not over:
+                # One timer for all: asyncio.timeout around each would cost most of a token's way.
+                waiting = asyncio.current_task()
+                assert waiting is not None
+                others = waiting.cancelling()
+                try:
                     delta = await anext(deltas)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise DeadlineExceeded(
-                    f"the answer was not complete within {timeout_s:g} s (--request-timeout)"
-                ) from error
-            yield delta
+                except StopAsyncIteration:
+                    return
+                except asyncio.CancelledError:
+                    if not over or waiting.uncancel() > others:
+                        raise
+                    break
+                finally:
+                    waiting = None
+                yield delta
+    finally:
+        if timer is not None:
+            timer.cancel()
+    raise DeadlineExceeded(
+        f"the answer was not complete within {timeout_s:g} s (--request-timeout)"
+    )
 
 
 async def _choice_deltas(

@@ -129,6 +129,26 @@ def test_a_request_over_its_time_is_ended_and_freed(
     assert 'windrose_requests_refused_total{code="504"' in text
 
 
+def test_one_that_is_cancelled_while_it_waits_is_not_late() -> None:
+    async def never() -> AsyncGenerator[Delta, None]:
+        await asyncio.sleep(1e6)
+        yield Delta(0, "", (), (), None)
+
+    async def wait(timeout_s: float | None) -> None:
+        async for _ in until_deadline(never(), timeout_s, perf_counter()):
+            pass
+
+    async def cancelled(timeout_s: float | None) -> None:
+        task = asyncio.ensure_future(wait(timeout_s))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(cancelled(5.0))
+    run(cancelled(None))
+
+
 def test_the_deadline_counts_from_the_arrival_and_spares_what_is_in_time() -> None:
     closed: list[str] = []
 
