@@ -17,7 +17,7 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self._histograms = {
-            metric: Histogram(metric.buckets) for metric in (table.TTFT, table.ITL, table.E2E)
+            metric.name: Histogram(metric.buckets) for metric in (table.TTFT, table.ITL, table.E2E)
         }
         self._counters: dict[Series, float] = {
             (table.PROMPT_TOKENS.name,): 0.0,
@@ -52,11 +52,11 @@ class RequestMetrics:
         """All of it so far."""
         # In one go: another thread may ask.
         counts = {series: (value,) for series, value in [*self._counters.items()]}
-        told = {(metric.name,): one.value for metric, one in self._histograms.items()}
+        told = {(name,): one.value for name, one in self._histograms.items()}
         return counts | told
 
     def _observe(self, metric: Metric, value: float, times: int = 1) -> None:
-        self._histograms[metric].observe(value, times)
+        self._histograms[metric.name].observe(value, times)
 
     def _count(self, metric: Metric, amount: float, *labels: str) -> None:
         series = (metric.name, *labels)

@@ -175,12 +175,12 @@ class PipelineClient:
             await self._wait_with(slowly)
 
     def _on_refused(self, attempt_ids: Sequence[str]) -> None:
-        """The only attention actor takes none just now: the router knows when another does."""
+        """The only attention actor takes none just now: its router knows when one does."""
         refused = [live for one in attempt_ids if (live := self._live.get(one)) is not None]
         for live in refused:
             live.actor = None
         if refused:
-            self._start(self._submit(refused, None))
+            self._start(self._submit(refused, refused[0].pipeline))
 
     def _patience_s(self, batch: Sequence[Live]) -> float:
         """Until the first of them has waited for as long as it may."""

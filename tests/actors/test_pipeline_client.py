@@ -227,8 +227,8 @@ def test_what_the_only_attention_actor_does_not_take_goes_to_the_router() -> Non
         world.actors["a-1"].serves = False
         asked = collect(client, "second")
         await turns()
-        _, (request,) = world.calls[-1]
-        assert request.request_id == "second#0"
+        pipeline, (request,) = world.calls[-1]
+        assert (pipeline, request.request_id) == ("a-1", "second#0")
         world.say("a-1", request, 6, end=True)
         assert await asked == [6]
         assert len(world.calls) == 2 and not world.actors["a-1"].taken
