@@ -24,14 +24,13 @@ from actors.metrics.metrics_text import Gauges
 from actors.metrics.tally import Counts, Tally
 from actors.model_plan import ModelPlan
 from actors.patience import forget, within
-from actors.pipeline.assignment import MAX_KEYS, Assigner
 from actors.pipeline.balance_watch import BalanceWatch
 from actors.pipeline.bundles import Needs, actor_bundles
 from actors.pipeline.crew import Crew
 from actors.pipeline.groups import Groups
+from actors.pipeline.intake import Intake
 from actors.pipeline.live_placement import LivePlacement, Outcome
 from actors.pipeline.mending import Mender
-from actors.pipeline.pipeline_choice import fits
 from actors.pipeline.pipeline_load import PipelineLoad, RecentLoads
 from actors.pipeline.pipeline_report import PipelineReport
 from actors.pipeline.pipeline_tally import PipelineTally, PipelineView
@@ -46,8 +45,6 @@ from model.placement import split_evenly
 _MAX_FIRST_TRIES = 3  # of an actor, before the pipeline has ever served
 _STOP_TIMEOUT_S = 15.0
 _CANCEL_AGAIN_S = 0.01
-_DRAIN_POLL_S = 0.1
-_ANSWER_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +82,8 @@ class Pipeline:
             )
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
         self._mender = Mender(crew, self._pulse, self._placement)
-        self._unfinished: dict[int, int] = {}
         self._loads = RecentLoads()
-        limits = plan.limits
-        self._assigner = Assigner(
-            limits.block_size, MAX_KEYS if limits.enable_prefix_caching else 0
-        )
+        self._intake = Intake(name, config, plan, crew, self._mender.whole)
 
     def _share(self, rank: int) -> Sequence[tuple[int, int]]:
         return () if self._placement is None else self._placement.share(rank)
@@ -130,7 +123,7 @@ class Pipeline:
                 await _unless(trouble, self._next_job())
                 if trouble.done() or (self._placement is not None and self._placement.torn):
                     for rank in await self._mender.mend():
-                        self._unfinished.pop(rank, None)
+                        self._intake.lost(rank)
                 trouble.cancel()
         finally:
             beat.cancel()
@@ -169,47 +162,8 @@ class Pipeline:
         logger.info("ranks %s serve now", ranks, extra=about("ranks_joined", ranks=ranks))
 
     async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
-        """Assign requests that arrived together; returns the name of each one's attention actor.
-
-        None stands for a request whose actor turned out to be gone, or that is not for this
-        pipeline: it is to be submitted again.
-
-        Raises:
-            TimeoutError: nothing could serve for `pipeline_wait_s`.
-        """
-        name, longest = self._identity.pipeline, self._plan.limits.max_model_len
-        mine = [fits(request, name, longest) for request in requests]
-        taken = iter(await self._share_out([one for one, fit in zip(requests, mine) if fit]))
-        return [next(taken) if fit else None for fit in mine]
-
-    async def _share_out(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
-        if not self._mender.whole.is_set():
-            await within(self._config.pipeline_wait_s, self._mender.whole.wait())
-        members = self._crew.attention
-        chosen = self._assigner.assign(
-            requests, {m.name: self._unfinished.get(rank, 0) for rank, m in members.items()}
-        )
-        batches: dict[str, list[GenerateRequest]] = {m.name: [] for m in members.values()}
-        for request, name in zip(requests, chosen, strict=True):
-            batches[name].append(request)
-        # With experts apart the attention actors step together: those without new work are
-        # told too, so that a sleeping one joins the step.
-        told = {
-            rank: member
-            for rank, member in members.items()
-            if batches[member.name] or self._placement is not None
-        }
-        counts = await asyncio.gather(
-            *(member.handle.submit.remote(batches[member.name]) for member in told.values()),
-            return_exceptions=True,
-        )
-        gone = set()
-        for (rank, member), count in zip(told.items(), counts, strict=True):
-            if isinstance(count, BaseException):
-                gone.add(member.name)
-            else:
-                self._unfinished[rank] = count
-        return [None if name in gone else name for name in chosen]
+        """See Intake."""
+        return await self._intake.submit(requests)
 
     async def change(self, change: PlacementChange) -> Outcome:
         """Change the placement; returns when it is in force, or why it is not."""
@@ -224,10 +178,9 @@ class Pipeline:
 
     def _on_stats(self, stats: Mapping[int, ActorStats]) -> None:
         self._tally.take(time.monotonic(), stats)
-        for rank in self._crew.attention:
-            if rank in stats:
-                self._unfinished[rank] = stats[rank].num_running + stats[rank].num_waiting
-        self._loads.add([stats[rank] for rank in self._crew.attention if rank in stats])
+        attention = {rank: stats[rank] for rank in self._crew.attention if rank in stats}
+        self._intake.note(attention)
+        self._loads.add(list(attention.values()))
         if self._placement is not None:
             self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
 
@@ -252,7 +205,7 @@ class Pipeline:
             router=self._identity,
             serving=self._mender.whole.is_set(),
             obstacle=self._mender.obstacle(),
-            unfinished=sum(self._unfinished.values()),
+            unfinished=self._intake.unfinished,
             sole_attention=self._sole_attention(),
             max_model_len=self._plan.limits.max_model_len,
             placement_version=0 if placement is None else placement.version,
@@ -275,29 +228,8 @@ class Pipeline:
         return self._loads.mean()
 
     async def drain(self, timeout_s: float) -> None:
-        """Return once no request is left here, but no later than after `timeout_s`.
-
-        Nothing new may be submitted meanwhile; the supervisor goes on mending.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        while left := await self._count_unfinished():
-            if time.monotonic() >= deadline_s:
-                logger.warning("%d requests have to go on elsewhere", left)
-                return
-            await asyncio.sleep(_DRAIN_POLL_S)
-
-    async def _count_unfinished(self) -> int:
-        """Requests in all attention actors; one that does not answer in time may have one."""
-        members = self._crew.attention.values()
-        asked = [within(_ANSWER_S, member.handle.unfinished.remote()) for member in members]
-        counts = await asyncio.gather(*asked, return_exceptions=True)
-        left = 0
-        for count in counts:
-            if isinstance(count, TimeoutError):
-                left += 1
-            elif not isinstance(count, BaseException):  # who is dead has none
-                left += count
-        return left
+        """See Intake; the supervisor goes on mending."""
+        await self._intake.drain(timeout_s)
 
     async def stop(self) -> None:
         """End the loops, then the processes."""

@@ -28,7 +28,7 @@ def scenario(rig: Rig) -> list[list[int]]:
         names = await rig.pipeline.submit(asking(*prompts))
         by_name = {member.name: rank for rank, member in rig.crew.attention.items()}
         ranks.append([by_name[name] for name in names if name is not None])
-        rig.pipeline._unfinished.clear()  # all have ended
+        rig.pipeline._intake._unfinished.clear()  # all have ended
 
     async def talk() -> None:
         async with supervised(rig):

@@ -63,6 +63,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             mock.patch("actors.pipeline.pulse.time", clock),
             mock.patch("actors.pipeline.balance_watch.time", clock),
             mock.patch("actors.pipeline.pipeline.time", clock),
+            mock.patch("actors.pipeline.intake.time", clock),
         ):
             result = runner.run(work)
     gc.collect(1)  # a task's error is told when nothing refers to the task any more
