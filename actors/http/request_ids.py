@@ -13,6 +13,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.http.transport import OwnDisconnects
+
 REQUEST_ID_HEADER = "x-request-id"
 _USABLE = re.compile(r"[!-~]{1,128}")  # one word of printable ASCII: what a line of a log can bear
 
@@ -53,4 +55,4 @@ def usable(given: list[str]) -> str:
 
 def serve_middlewares() -> list[Middleware]:
     """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH asks for: these go around Serve's own."""
-    return [Middleware(RequestIds)]
+    return [Middleware(RequestIds), Middleware(OwnDisconnects)]

@@ -10,9 +10,10 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.http.errors import ApiError, BodyTimeout, BodyTooLarge, InternalError
 
@@ -58,6 +59,23 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float | None = 
     if received > max_bytes:
         raise too_large
     return bytes(body)
+
+
+class OwnDisconnects:
+    """Middleware around Serve's: leaves what a client sends, its leaving included, to the app.
+
+    Serve would read on behalf of it, ahead of the app: a body of any size into memory, and one
+    task more for each request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes everything on."""
+        if scope["type"] == "http":
+            MutableHeaders(scope=scope)["x-request-disconnect-disabled"] = "?1"
+        await self._app(scope, receive, send)
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
