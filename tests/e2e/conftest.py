@@ -15,7 +15,7 @@ from tests.e2e import namespaces
 from tests.e2e.deployments import Cluster
 from tests.e2e.launched import Launched, launched, timed
 from tests.e2e.reference import Reference
-from tests.e2e.streams import Calm
+from tests.e2e.streams import LONGEST, Calm
 
 VOCAB = 512
 
@@ -41,6 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         top_k=2,
         vocab=VOCAB,
         dtype="float32",
+        max_positions=LONGEST,
     )
 
 

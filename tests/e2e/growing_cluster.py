@@ -23,7 +23,6 @@ from tests.one_tls_context import share_tls_context
 
 CLIENTS = 12
 MAX_TOKENS = 60
-FAR = 3900
 CPUS = 2  # of a node: Serve and one pipeline fit on the head, the second one does not
 TYPES = {
     "ray.head.default": {"resources": {"CPU": CPUS}, "node_config": {}, "max_workers": 0},
@@ -113,7 +112,7 @@ def _scenario(model: str) -> dict[str, Any]:
     from cluster.app import build_app
     from tests.e2e.deployments import wait_healthy
     from tests.e2e.load import Load, calm_answers
-    from tests.e2e.streams import Stream, assert_go_on, experts_of, prompt_of
+    from tests.e2e.streams import LONGEST, Stream, assert_go_on, experts_of, prompt_of
 
     def num_nodes() -> int:
         return sum(one["Alive"] for one in ray.nodes())
@@ -126,7 +125,7 @@ def _scenario(model: str) -> dict[str, Any]:
     config = WindroseConfig(
         model=model,
         threads_per_actor=1,
-        max_model_len=4000,
+        max_model_len=LONGEST,
         max_replicas=2,
         target_ongoing_requests=4,
         upscale_delay_s=0.5,
@@ -141,7 +140,7 @@ def _scenario(model: str) -> dict[str, Any]:
         _until(lambda: num_pipelines() == 2)
         seen["under load"] = [num_pipelines(), num_nodes()]
         load.more(2 * CLIENTS)
-        long = [Stream(url, prompt_of(i), FAR) for i in range(4)]
+        long = [Stream(url, prompt_of(i), LONGEST - 100) for i in range(4)]
         for stream in long:
             stream.start()
             assert stream.started.wait(30.0)

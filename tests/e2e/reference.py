@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+_NEAR_TIE = 1e-3
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -31,6 +33,14 @@ class Reference:
         if longest is None or len(longest.token_ids) < max_tokens:
             longest = self._longest[prompt] = self._generate(prompt, max_tokens)
         return Expected(longest.token_ids[:max_tokens], longest.logprobs[:max_tokens])
+
+    def would_say(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> bool:
+        """Whether each of these is the greedy one behind those before it, near ties allowed."""
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([prompt + token_ids])).logits[0].float()
+        each = logits[len(prompt) - 1 : -1]
+        chosen = each.gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+        return bool((chosen >= each.max(1).values - _NEAR_TIE).all())
 
     def _generate(self, prompt: tuple[int, ...], max_tokens: int) -> Expected:
         with torch.inference_mode():

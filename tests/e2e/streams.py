@@ -12,6 +12,8 @@ import httpx
 
 from tests.e2e.reference import Reference
 
+LONGEST = 16_000  # tokens of a prompt and its answer
+
 Known = dict[int, tuple[int, ...]]
 
 

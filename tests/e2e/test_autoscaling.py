@@ -14,12 +14,12 @@ from configs.schema import WindroseConfig
 from tests.e2e.deployments import Cluster
 from tests.e2e.load import Load
 from tests.e2e.reference import Reference
-from tests.e2e.streams import Stream, assert_go_on, experts_of, prompt_of
+from tests.e2e.streams import LONGEST, Stream, assert_go_on, experts_of, prompt_of
 
 CLIENTS = 12
 MAX_TOKENS = 60
 TARGET = 4  # requests for each pipeline
-FAR = 3900  # tokens: more than are made until a pipeline that is to go drains
+FAR = LONGEST - 100  # tokens: more than are made until a pipeline that is to go drains
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def url(cluster: Cluster, checkpoint: Path) -> Iterator[str]:
         model=str(checkpoint),
         cpus_per_actor=0.1,
         threads_per_actor=1,
-        max_model_len=4000,
+        max_model_len=LONGEST,
         min_replicas=0,
         max_replicas=2,
         target_ongoing_requests=TARGET,

@@ -15,6 +15,7 @@ import pytest
 from configs.schema import WindroseConfig
 from tests.actors.otlp_receiver import Receiver, receiving
 from tests.e2e.deployments import Cluster
+from tests.e2e.streams import LONGEST
 
 
 @pytest.fixture(scope="package")
@@ -37,7 +38,7 @@ def url(cluster: Cluster, checkpoint: Path, receiver: Receiver) -> Iterator[str]
         ingress_replicas=2,
         cpus_per_actor=0.1,
         threads_per_actor=1,
-        max_model_len=4000,
+        max_model_len=LONGEST,
         peer_timeout_s=3.0,
         redundant_experts=1,
         otlp_endpoint=receiver.url,

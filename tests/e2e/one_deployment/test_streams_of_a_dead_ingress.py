@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from actors.ranks.ingress_links import LEASE_S
-from tests.e2e.streams import Calm, Known, assert_under_way, experts_of, finished, start
+from tests.e2e.streams import LONGEST, Calm, Known, assert_under_way, experts_of, finished, start
 
 NUM_STREAMS = 16
 MAX_TOKENS = 200
-FAR = 3000  # tokens: longer than the lease of an ingress
+FAR = LONGEST - 100  # tokens: longer than the lease of an ingress
 
 
 @pytest.fixture(scope="module")
