@@ -40,6 +40,8 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "actors.http.request_ids.serve_middlewares",
         # A thread carries tens of thousands of tokens a second, and wakes the cores of the ranks.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 4))),
+        # At every tenth of a second, as by default, this takes half a hundredth of two cores.
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
