@@ -6,13 +6,16 @@ import socket
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from ray.serve._private.http_util import parse_disconnect_disabled_header
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.http.errors import BodyTooLarge
+from actors.http.request_ids import serve_middlewares
 from actors.http.transport import read_body, unless_disconnected
 from actors.messages import GenerateRequest, TokenEvent
 from tests.actors.http_serving import Step, chat_body, make_state, serving, source_of
@@ -199,3 +202,24 @@ def test_unless_disconnected() -> None:
     asyncio.run(cancelled_from_outside())
     assert log == ["cleared up", "cleared up"]
     assert asyncio.run(unless_disconnected(stays, asyncio.sleep(0, "result"))) == "result"
+
+
+@pytest.mark.parametrize("given", [[], [(b"x-request-disconnect-disabled", b"?0")]])
+def test_serve_leaves_what_a_client_sends_to_the_app(given: list[tuple[bytes, bytes]]) -> None:
+    told: list[bool] = []
+
+    async def serves_own(scope: Scope, _receive: Receive, _send: Send) -> None:
+        told.append(parse_disconnect_disabled_header(dict(scope["headers"])))
+
+    async def nothing(*_: Message) -> Any:
+        raise AssertionError
+
+    app: ASGIApp = serves_own
+    for middleware in reversed(serve_middlewares()):
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+
+    async def ask() -> None:
+        await app({"type": "http", "headers": given}, nothing, nothing)
+
+    asyncio.run(ask())
+    assert told == [True]
