@@ -107,6 +107,11 @@ class Link(asyncio.Protocol):
             elif self._transport is not None:
                 self._transport.close()
 
+    def abort(self) -> None:
+        """End the connection at once, whether the other end can be reached or not."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop. Has the kernel notice a machine that is gone."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
@@ -137,8 +142,7 @@ class Link(asyncio.Protocol):
                 self.on_message(self, kind, bytes(received[start + head : end]))
             except ValueError as error:
                 logger.warning("a connection is closed: it brought what is no message: %s", error)
-                assert self._transport is not None
-                self._transport.abort()
+                self.abort()
                 return
             start = end
         del received[:start]

@@ -85,6 +85,11 @@ class ActorLink:
         if self.is_open:
             self._say(Kind.ALIVE, b"")
 
+    def give_up(self) -> None:
+        """End the connection, which may lead nowhere."""
+        if self._link is not None:
+            self._link.abort()
+
     def _say(self, kind: Kind, body: bytes) -> None:
         if self._link is None:
             self._unsent.append((kind, body))

@@ -61,6 +61,7 @@ class PipelineClient:
         self._new: list[Live] = []
         self._gone: dict[str, list[str]] = {}
         self._links: dict[str, ActorLink] = {}  # by the name of the attention actor
+        self._outcasts: set[str] = set()  # of them, as of the last look
         self._tasks: set[asyncio.Task[None]] = set()
         self._choice = choice
         self._asleep_is_ready = asleep_is_ready
@@ -253,6 +254,12 @@ class PipelineClient:
         self._choice.look(reports, time.monotonic())
         for link in self._links.values():
             link.renew()
+        # A router knows at once of a machine that cannot be reached, a connection to it in 10 s.
+        # Of two looks, since the first may be of the time before an actor began to serve.
+        outcasts = self._choice.outcasts(self._links)
+        for name in outcasts & self._outcasts:
+            self._links[name].give_up()
+        self._outcasts = outcasts
         self._give_up_on_silent()
 
     def _give_up_on_silent(self) -> None:

@@ -206,7 +206,8 @@ class Pipeline:
             serving=self._mender.whole.is_set(),
             obstacle=self._mender.obstacle(),
             unfinished=self._intake.unfinished,
-            sole_attention=self._sole_attention(),
+            num_attention=self._plan.num_attention,
+            attention=tuple(member.name for member in self._crew.attention.values()),
             max_model_len=self._plan.limits.max_model_len,
             placement_version=0 if placement is None else placement.version,
             target=() if placement is None else placement.target.ranks,
@@ -218,10 +219,6 @@ class Pipeline:
             changes={} if placement is None else dict(placement.outcomes),
             balance=self._balance.report(),
         )
-
-    def _sole_attention(self) -> str | None:
-        names = [member.name for member in self._crew.attention.values()]
-        return names[0] if self._plan.num_attention == 1 and names else None
 
     def load(self) -> PipelineLoad:
         """How busy it has been lately."""

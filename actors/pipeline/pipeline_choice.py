@@ -6,10 +6,10 @@ get the request, and a router for requests that are not for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from actors.messages import GenerateRequest
-from actors.naming import weights_of
+from actors.naming import pipeline_of, weights_of
 from actors.pipeline.assignment import Assigner
 from actors.pipeline.pipeline_report import PipelineReport
 
@@ -65,7 +65,18 @@ class PipelineChoice:
     def sole_attention(self, name: str | None) -> str | None:
         """The actor that all requests to this pipeline go to, while nothing ails it."""
         report = None if name is None else self._known.get(name)
-        return report.sole_attention if report is not None and report.serving else None
+        if report is None or not report.serving or report.num_attention > 1:
+            return None
+        return next(iter(report.attention), None)
+
+    def outcasts(self, actors: Iterable[str]) -> set[str]:
+        """Those of these attention actors that their pipelines serve without, as last seen."""
+        found = set()
+        for actor in actors:
+            report = self._known.get(pipeline_of(actor))
+            if report is not None and report.serving and actor not in report.attention:
+                found.add(actor)
+        return found
 
     def ended(self, name: str) -> None:
         """A request that was sent to this pipeline is there no more."""

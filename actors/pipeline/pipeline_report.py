@@ -37,7 +37,8 @@ class PipelineReport:
     serving: bool
     obstacle: str | None  # why it does not serve
     unfinished: int  # requests, running and waiting
-    sole_attention: str | None  # the name of its attention actor, where it has but one
+    num_attention: int  # attention actors it is to have
+    attention: tuple[str, ...]  # the names of those that serve
     max_model_len: int  # tokens of prompt + answer
     placement_version: int
     target: Table  # who is to hold what; () where the attention actors hold all

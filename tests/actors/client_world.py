@@ -55,6 +55,10 @@ class Connection:
         self._on_refused = on_refused
         self.is_open = False
 
+    def give_up(self) -> None:
+        assert self._actor is not None
+        self._actor.outbox.put_nowait(None)
+
     async def run(self) -> None:
         if self._actor is None:
             raise ValueError("there is no actor of this name")
@@ -86,6 +90,7 @@ class World:
     def __init__(self, *names: str, sole: bool = False) -> None:
         """`sole`: the routers say that there is no other attention actor."""
         self._sole = sole
+        self.members: tuple[str, ...] | None = None  # of every pipeline; None: the one it has
         self.actors = {name: Actor() for name in names}
         self.calls: list[tuple[str | None, list[GenerateRequest]]] = []
         self.submit = SimpleNamespace(remote=self._submit)
@@ -99,7 +104,8 @@ class World:
         return SimpleNamespace(results_async=answers)
 
     def _report(self, name: str) -> PipelineReport:
-        return report(name, sole_attention=f"{name}/attention/0" if self._sole else None)
+        names = (f"{name}/attention/0",) if self.members is None else self.members
+        return report(name, num_attention=1 if self._sole else 2, attention=names)
 
     async def _submit(
         self, requests: Sequence[GenerateRequest], pipeline: str | None

@@ -336,6 +336,21 @@ def test_who_says_nothing_is_not_waited_for(play: Play) -> None:
     play(scenario())
 
 
+def test_a_connection_that_leads_nowhere_ends_when_it_is_given_up(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        async with connected(rank, ingress) as (run,):
+            many = [replace(FULL_REQUEST, prompt_token_ids=tuple(range(50_000)))]
+            for _ in range(50):  # more than the kernel takes while nobody reads
+                ingress.link.submit(many)
+            ingress.link.give_up()
+            async with asyncio.timeout(10.0):
+                await run
+            assert not ingress.link.is_open
+
+    play(scenario())
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_messages_in_pieces(play: Play, size: int) -> None:
     async def scenario() -> None:

@@ -53,6 +53,26 @@ def test_one_that_is_silent_for_a_look_is_still_known_by_what_it_was_sent() -> N
     assert choice.choose(asking([1, 1])) == "w-b", "it was gone for long"
 
 
+def test_outcasts_are_those_that_a_serving_pipeline_is_without() -> None:
+    here = ("w-a/attention/0", "w-a/attention/3")
+    choice = knowing(report("w-a", attention=here), report("w-b", serving=False))
+    assert choice.outcasts(["w-a/attention/1", *here, "w-b/attention/0", "w-c/attention/0"]) == {
+        "w-a/attention/1"
+    }
+
+
+def test_past_the_router_only_where_nothing_is_left_to_choose() -> None:
+    for serving, planned, there, sole in (
+        (True, 1, ("w-a/attention/2",), "w-a/attention/2"),
+        (True, 1, (), None),
+        (True, 2, ("w-a/attention/2",), None),
+        (False, 1, ("w-a/attention/2",), None),
+    ):
+        choice = knowing(report("w-a", serving=serving, num_attention=planned, attention=there))
+        assert choice.sole_attention("w-a") == sole
+        assert choice.sole_attention("w-b") is None and choice.sole_attention(None) is None
+
+
 def test_what_was_sent_since_the_last_look_counts() -> None:
     choice = knowing(report("w-a", unfinished=2), report("w-b"), max_keys=0)
     chosen = [choice.choose(asking([1])) for _ in range(6)]

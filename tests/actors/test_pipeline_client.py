@@ -290,3 +290,23 @@ def test_what_the_only_attention_actor_took_goes_on_when_it_dies() -> None:
         assert await asked == [6, 7]
 
     play(world, scenario)
+
+
+def test_one_that_its_router_serves_without_is_not_waited_for() -> None:
+    world = World("a-1")
+
+    async def scenario(client: PipelineClient) -> None:
+        asked = collect(client)
+        await turns()
+        world.say("a-1", world.calls[0][1][0], 5)
+        world.members = ()
+        await asyncio.sleep(1.5)
+        assert len(world.calls) == 1, "the look may be older than the actor"
+        await asyncio.sleep(1.5)
+        ((_, _), (_, (again,))) = world.calls
+        assert (again.request_id, again.output_token_ids) == ("r#1", (5,))
+        world.members = None
+        world.say("a-1", again, 6, end=True)
+        assert await asked == [5, 6]
+
+    play(world, scenario)
