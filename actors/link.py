@@ -2,7 +2,7 @@
 
 TCP, one for each pair, opened by the ingress. A message is its length (4 bytes, big-endian), its
 kind (1 byte) and a JSON body. Calls go through Ray; tokens do not, since an item of one of Ray's
-streaming generators costs more than everything else that is done to deliver a step.
+streaming generators came about 2 ms later on two cores.
 """
 
 from __future__ import annotations
