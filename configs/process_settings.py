@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from configs.setting import setting
 
+CpuTransport = Literal["sockets", "gloo"]
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -55,6 +56,13 @@ class ProcessSettings(BaseModel):
         float,
         setting("CPU and GPU", "CPUs Ray reserves for an actor; cuda adds one GPU each", gt=0),
     ] = 1.0
+    cpu_transport: Annotated[
+        CpuTransport,
+        setting(
+            "CPU and GPU",
+            "what carries rows between actors on cpu: own sockets, or torch.distributed's gloo",
+        ),
+    ] = "sockets"
     shutdown_timeout_s: Annotated[
         float,
         setting("timeouts", "on SIGTERM, seconds accepted requests get to finish", ge=0),

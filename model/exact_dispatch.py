@@ -14,43 +14,19 @@ from time import perf_counter
 
 import torch
 
-from model.cpu_kernels.packing import row_packer
+from model.cpu_kernels.row_flight import make_row_flight
 from model.exchange import Exchange, Message
 from model.placement import ExpertPlacement
 from model.role_times import RoleTimes
-from model.row_message import RowMessage
+from model.row_flight import RowFlight
 from model.row_split import RowSplit
-
-
-class _Flight:
-    """The buffers of one dispatch that is under way: a message to each rank, and all their sums.
-
-    The last row of the sums stays 0: it is what a row adds that went to fewer than J ranks.
-    """
-
-    def __init__(
-        self,
-        num_ranks: int,
-        max_rows: int,
-        hidden: int,
-        top_k: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.messages = [
-            RowMessage(max_rows, hidden, top_k, dtype, device) for _ in range(num_ranks)
-        ]
-        self.most_ranks = min(top_k, num_ranks)
-        most_sums = max_rows * self.most_ranks
-        self.sums_SD = torch.zeros(most_sums + 1, hidden, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchedRows:
-    """One layer's rows on their way: where whose sums will lie, and what to wait for."""
+    """One layer's rows on their way, and what to wait for."""
 
-    flight: _Flight
-    places_JT: torch.Tensor  # for each row, which of the flight's sums are its own
+    flight: RowFlight
     arrivals: list[Message]
     sends: list[Message]
 
@@ -72,21 +48,18 @@ class ExactDispatcher:
         device: torch.device,
     ) -> None:
         self._flight_args = (max_rows, hidden, top_k, dtype, device)
-        self._device = device
-        self._flights: list[_Flight] = []
-        self._free: list[_Flight] = []
+        self._flights: list[RowFlight] = []
+        self._free: list[RowFlight] = []
+        self._ranks: tuple[int, ...] = ()
         self.times = RoleTimes()
 
     def attach(self, exchange: Exchange, placement: ExpertPlacement) -> None:
         """Go on over this epoch's exchange, between two steps or two tries of one."""
         self._exchange = exchange
-        ranks = exchange.ranks.expert
-        self._ranks = ranks
-        if not self._flights or len(self._flights[0].messages) != len(ranks):
-            self._flights = [_Flight(len(ranks), *self._flight_args)]
+        if exchange.ranks.expert != self._ranks:
+            self._ranks = exchange.ranks.expert
+            self._flights = []
         self._free = list(self._flights)
-        one = self._flights[0]
-        self._packer = row_packer(ranks, one.most_ranks, len(one.sums_SD) - 1, self._device)
         self.set_placement(placement)
 
     def set_placement(self, placement: ExpertPlacement) -> None:
@@ -99,38 +72,50 @@ class ExactDispatcher:
     def dispatch(
         self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor
     ) -> DispatchedRows:
-        """Post the receives, then send each rank its rows. On GPU this waits for the gate."""
+        """Send each rank its rows and expect their sums. On GPU this waits for the gate."""
         began_s = perf_counter()
         flight = self._take_flight()
-        exchange = self._exchange
-        ids, weights = ids_TK.cpu().numpy(), weights_TK.cpu().numpy()
-        holders = self._split.holders(layer, ids)
-        packed = self._packer.pack(x_TD, ids, weights, holders, flight.messages)
-        arrivals: list[Message] = []
-        sends: list[Message] = []
-        start = 0
-        for rank, message, count in zip(self._ranks, flight.messages, packed.counts, strict=True):
-            parts = message.parts(count)
-            if count:
-                sums_ND = flight.sums_SD[start : start + count]
-                arrivals.append(exchange.receive_result(sums_ND, rank))
-                start += count
-            if exchange.one_message:
-                assert parts.whole is not None
-                sends.append(exchange.send_rows(parts.whole, rank))
-                self.times.sent_bytes += parts.whole.nbytes
-            else:
-                sends.append(exchange.send_routing(parts.routing, rank))
-                if count:
-                    sends.append(exchange.send_rows(parts.rows_ND, rank))
-                self.times.sent_bytes += parts.routing.nbytes + parts.rows_ND.nbytes
-        places_JT = packed.places_JT.to(self._device)
+        counts = flight.pack(layer, x_TD, ids_TK, weights_TK, self._split)
+        if self._exchange.one_message:  # gloo sends at once only what is expected already
+            arrivals = self._expect(flight, counts)
+            sends = self._send_whole(flight, counts)
+        else:  # NCCL has one queue for each peer, where a send would wait behind its own answer
+            sends = self._send_split(flight, counts)
+            arrivals = self._expect(flight, counts)
         self.times.communication_s += perf_counter() - began_s
-        return DispatchedRows(flight, places_JT, arrivals, sends)
+        return DispatchedRows(flight, arrivals, sends)
 
-    def _take_flight(self) -> _Flight:
+    def _expect(self, flight: RowFlight, counts: Sequence[int]) -> list[Message]:
+        arrivals, start = [], 0
+        for rank, count in zip(self._ranks, counts, strict=True):
+            if count:
+                sums_ND = flight.sums(start, count)
+                arrivals.append(self._exchange.receive_result(sums_ND, rank))
+                start += count
+        return arrivals
+
+    def _send_whole(self, flight: RowFlight, counts: Sequence[int]) -> list[Message]:
+        sends = []
+        for rank, message, count in zip(self._ranks, flight.messages, counts, strict=True):
+            parts = message.parts(count)
+            assert parts.whole is not None
+            sends.append(self._exchange.send_rows(parts.whole, rank))
+            self.times.sent_bytes += parts.num_bytes
+        return sends
+
+    def _send_split(self, flight: RowFlight, counts: Sequence[int]) -> list[Message]:
+        sends = []
+        for rank, message, count in zip(self._ranks, flight.messages, counts, strict=True):
+            parts = message.parts(count)
+            sends.append(self._exchange.send_routing(parts.routing, rank))
+            if count:
+                sends.append(self._exchange.send_rows(parts.rows_ND, rank))
+            self.times.sent_bytes += parts.num_bytes
+        return sends
+
+    def _take_flight(self) -> RowFlight:
         if not self._free:
-            self._flights.append(_Flight(len(self._ranks), *self._flight_args))
+            self._flights.append(make_row_flight(self._ranks, *self._flight_args))
             self._free.append(self._flights[-1])
         return self._free.pop()
 
@@ -139,10 +124,7 @@ class ExactDispatcher:
         began_s = perf_counter()
         _wait_for(in_flight.arrivals)
         arrived_s = perf_counter()
-        sums_SD, (first_T, *others) = in_flight.flight.sums_SD, in_flight.places_JT
-        y_TD = sums_SD.index_select(0, first_T)
-        for other_T in others:
-            y_TD += sums_SD.index_select(0, other_T)
+        y_TD = in_flight.flight.add_up()
         _wait_for(in_flight.sends)
         self._free.append(in_flight.flight)
         self.times.wait_s += arrived_s - began_s

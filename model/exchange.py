@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch.distributed import Work
 
-_HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _NEVER_SENT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5, 6
+_HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5
 _STOP, _ASKS_BUSY = 1, 2
 _NUM_NUMBERS = 6  # of a step header, ahead of its flags
-_AT_ONCE = timedelta(milliseconds=1)
 
 LoopEnd = Literal["stop", "move"]  # why a rank's loop left its epoch without losing a peer
 
@@ -26,13 +23,8 @@ class PeerLost(RuntimeError):
     """A message of this epoch cannot arrive any more; only another epoch goes on."""
 
 
-class Message:
+class Message(Protocol):
     """A send or receive under way."""
-
-    __slots__ = ("_work",)
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
 
     def wait(self) -> None:
         """Block until it is done.
@@ -40,25 +32,22 @@ class Message:
         Raises:
             PeerLost: the peer is gone, or hung for longer than the group's timeout.
         """
-        try:
-            self._work.wait()
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
+        ...
 
 
 class PointToPoint(Protocol):
-    """What is used of a torch.distributed process group: tagged messages between two ranks."""
+    """Tagged messages between two ranks of a group, which are named by their index in it."""
 
-    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Work:
-        """Start sending one tensor to the rank of that index."""
+    def send(self, tensor: torch.Tensor, index: int, tag: int) -> Message:
+        """Start sending a tensor. Raises PeerLost."""
         ...
 
-    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Work:
-        """Start receiving one tensor from the rank of that index."""
+    def receive(self, tensor: torch.Tensor, index: int, tag: int) -> Message:
+        """Start receiving into a tensor. Raises PeerLost."""
         ...
 
     def abort(self) -> None:
-        """Fail what is under way, where the backend can."""
+        """Fail what is under way, here and at the other ends. Any thread."""
         ...
 
 
@@ -134,8 +123,8 @@ class Ranks:
 class Exchange:
     """Point-to-point messages over torch.distributed process groups.
 
-    `control` is always gloo, on host memory. `data` carries rows: gloo on CPU, NCCL on GPU.
-    gloo accepts a message shorter than the buffer posted for it, so there routing and rows
+    `control` is always gloo, on host memory. `data` carries rows: sockets or gloo on CPU, NCCL on
+    GPU. On CPU a message may be shorter than the buffer posted for it, so routing and rows
     travel as one message (`one_message`); NCCL needs equal sizes, so routing goes first, over
     `control`, and tells the size.
     """
@@ -264,29 +253,13 @@ class Exchange:
         return [answer.item() for answer in answers]
 
     def abort(self) -> None:
-        """End the epoch for this rank, from any thread: all its messages fail, here and there.
-
-        gloo has no call for it, but closes a pair on which a receive timed out; so one that
-        nobody answers is posted to every peer.
-        """
-        for rank in self.ranks.others:
-            try:
-                message = torch.empty(1)
-                index = self._index[rank]
-                self._control.recv([message], index, _NEVER_SENT_TAG).wait(_AT_ONCE)
-            except RuntimeError:
-                continue  # as intended: the pair is closed now, or was before
+        """End the epoch for this rank, from any thread: all its messages fail, here and there."""
+        self._control.abort()
         if self._data is not self._control:
             self._data.abort()
 
     def _send(self, group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
-        try:
-            return Message(group.send([tensor], self._index[rank], tag))
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
+        return group.send(tensor, self._index[rank], tag)
 
     def _receive(self, group: PointToPoint, tensor: torch.Tensor, rank: int, tag: int) -> Message:
-        try:
-            return Message(group.recv([tensor], self._index[rank], tag))
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
+        return group.receive(tensor, self._index[rank], tag)

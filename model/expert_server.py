@@ -197,17 +197,19 @@ class ExpertServer:
         # Rows of all attention ranks run together: each expert's weights are read once.
         x_RD = _joined([one.rows_ND for one in parts])
         ids_RK = _joined([one.ids_NK for one in parts])
-        weights_RK = _joined([one.weights_NK for one in parts]).to(self._device)
+        weights_RK = _joined([one.weights_NK for one in parts])
+        if weights_RK.device != self._device:
+            weights_RK = weights_RK.to(self._device)
         began_s = perf_counter()
         y_RD = self._shard.forward(layer, x_RD, ids_RK, weights_RK)
         ended_s = perf_counter()
-        sends: list[Message] = []
-        offset = 0
-        for rank, one in received.items():
-            count = len(one.rows_ND)
-            sends.append(self._exchange.send_result(y_RD[offset : offset + count], rank))
-            offset += count
-        self.times.rows += offset
+        counts = [len(one.rows_ND) for one in parts]
+        results = (y_RD,) if len(parts) == 1 else y_RD.split(counts)
+        sends = [
+            self._exchange.send_result(y_ND, rank)
+            for rank, y_ND in zip(received, results, strict=True)
+        ]
+        self.times.rows += sum(counts)
         self.times.sent_bytes += y_RD.nbytes
         self.times.compute_s += ended_s - began_s
         self.times.communication_s += perf_counter() - ended_s + began_s - arrived_s

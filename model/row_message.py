@@ -25,6 +25,7 @@ class MessageParts:
     rows_ND: torch.Tensor  # in the model's dtype, on the device
     routing: torch.Tensor  # what travels without the rows
     whole: torch.Tensor | None  # what travels where the rows are in the same buffer
+    num_bytes: int  # of all that travels
     host_ids_NK: np.ndarray
     host_weights_NK: np.ndarray
 
@@ -94,6 +95,7 @@ class RowMessage:
             rows_ND=rows.view(self._dtype).view(count, self._hidden),
             routing=self._host[:end],
             whole=self._host[: end + count * self._row_bytes] if self._shared else None,
+            num_bytes=end + count * self._row_bytes,
             host_ids_NK=ids_NK.numpy(),
             host_weights_NK=weights.view(count, self._top_k).numpy(),
         )

@@ -37,6 +37,14 @@ class RowSplit:
             [(expert, holders) for expert, holders in enumerate(experts) if len(holders) > 1]
             for experts in placement.ranks
         ]
+        self._only_L: list[int] = [
+            0 if replicated else first_E.ctypes.data
+            for first_E, replicated in zip(self._first_LE, self._replicated_L, strict=True)
+        ]
+
+    def only_holders(self, layer: int) -> int:
+        """Address of int64 [E], the rank of each expert; 0 if one has several in this layer."""
+        return self._only_L[layer]
 
     def holders(self, layer: int, ids_TK: np.ndarray) -> np.ndarray:
         """int64 [T, K]: the rank that computes each choice; the same for the same choices.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from actors.patience import all_of
 from actors.pipeline.spawn import Member
 from actors.ranks.rendezvous import Rendezvous, host_store
+from configs.process_settings import CpuTransport
 from model.placement import ExpertPlacement
 
 if TYPE_CHECKING:
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
 class Groups:
     """Counts the epochs; the ranks meet at a store in this process."""
 
-    def __init__(self, host: str, num_attention: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        num_attention: int,
+        timeout_s: float,
+        cpu_transport: CpuTransport = "sockets",
+    ) -> None:
         """Give each meeting `timeout_s` seconds; ranks reach this process at `host`."""
         self._host = host
         self._num_attention = num_attention
         self._timeout_s = timeout_s
+        self._cpu_transport = cpu_transport
         self._store: TCPStore | None = None
         self._newest = 0
         self.epoch = 1  # the one in force; the only one where ranks have nothing to exchange
@@ -43,7 +51,9 @@ class Groups:
         if self._store is None:
             self._store = host_store(self._host, self._timeout_s)
         self._newest += 1
-        meeting = Rendezvous(self._host, self._store.port, self._newest, self._timeout_s)
+        meeting = Rendezvous(
+            self._host, self._store.port, self._newest, self._timeout_s, self._cpu_transport
+        )
         attention = tuple(rank for rank in sorted(members) if rank < self._num_attention)
         expert = tuple(rank for rank in sorted(members) if rank >= self._num_attention)
         await all_of(

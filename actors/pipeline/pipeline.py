@@ -64,7 +64,7 @@ class Pipeline:
         self._crew = crew = Crew(
             spawner, plan.num_attention, config.spare_actors, config.start_timeout_s, self._share
         )
-        self._groups = Groups(host, plan.num_attention, config.peer_timeout_s)
+        self._groups = Groups(host, plan.num_attention, config.peer_timeout_s, config.cpu_transport)
         self._balance = BalanceWatch(config)
         self._tally = PipelineTally(name, config.redundant_experts)
         self._wished = asyncio.Event()

@@ -17,6 +17,8 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from actors.ranks.interface import interface_of
 from actors.ranks.rendezvous import Rendezvous
+from actors.ranks.socket_meeting import connect
+from actors.ranks.torch_group import GlooGroup, TorchGroup
 from model.exchange import Exchange, PointToPoint, Ranks
 
 
@@ -42,7 +44,11 @@ def join(
     prefix = f"epoch{rendezvous.epoch}"
     control = _gloo(PrefixStore(f"{prefix}/control", store), ranks, own_host, timeout)
     if device.type == "cpu":
-        return Exchange(ranks, control, control, one_message=one_message)
+        data: PointToPoint = control
+        if rendezvous.cpu_transport == "sockets":
+            meeting = PrefixStore(f"{prefix}/rows", store)
+            data = connect(meeting, ranks, own_host, rendezvous.timeout_s)
+        return Exchange(ranks, control, data, one_message=one_message)
     choose_interface(own_host, os.environ)
     data = _nccl(PrefixStore(f"{prefix}/data", store), ranks, device, timeout)
     return Exchange(ranks, control, data, one_message=False)
@@ -58,35 +64,35 @@ def choose_interface(own_host: str, environment: MutableMapping[str, str]) -> No
         environment.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": this name exactly
 
 
-def _gloo(store: Store, ranks: Ranks, own_host: str, timeout: timedelta) -> PointToPoint:
+def _gloo(store: Store, ranks: Ranks, own_host: str, timeout: timedelta) -> GlooGroup:
     gloo: Any = dist.ProcessGroupGloo  # its options are not in the type stubs
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=own_host)]
     options._timeout = timeout
-    group: PointToPoint = gloo(store, ranks.index(ranks.own), ranks.size, options)
-    return group
+    group = gloo(store, ranks.index(ranks.own), ranks.size, options)
+    return GlooGroup(group, [ranks.index(rank) for rank in ranks.others])
 
 
-def _nccl(store: Store, ranks: Ranks, device: torch.device, timeout: timedelta) -> PointToPoint:
+def _nccl(store: Store, ranks: Ranks, device: torch.device, timeout: timedelta) -> TorchGroup:
     nccl: Any = dist.ProcessGroupNCCL  # absent from builds without CUDA
     options = nccl.Options()
     options._timeout = timeout
     torch.cuda.set_device(device)
-    group: PointToPoint = nccl(store, ranks.index(ranks.own), ranks.size, options)
+    group = TorchGroup(nccl(store, ranks.index(ranks.own), ranks.size, options))
     _first_contact(group, ranks, device)
     return group
 
 
-def _first_contact(group: PointToPoint, ranks: Ranks, device: torch.device) -> None:
+def _first_contact(group: TorchGroup, ranks: Ranks, device: torch.device) -> None:
     """Exchange one row with every partner: NCCL connects a pair at its first message, slowly."""
     row = torch.zeros(1, device=device)
     own_is_attention = ranks.own in ranks.attention
     for rank in ranks.expert if own_is_attention else ranks.attention:
         index = ranks.index(rank)
         if own_is_attention:
-            group.send([row], index, 0).wait()
-            group.recv([row], index, 0).wait()
+            group.send(row, index, 0).wait()
+            group.receive(row, index, 0).wait()
         else:
-            group.recv([row], index, 0).wait()
-            group.send([row], index, 0).wait()
+            group.receive(row, index, 0).wait()
+            group.send(row, index, 0).wait()
     torch.cuda.synchronize(device)

@@ -12,18 +12,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from configs.process_settings import CpuTransport
+
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the ranks of one epoch meet: the store's address, and how long they may take."""
+    """Where the ranks of one epoch meet: the store's address, and how long they may take.
+
+    `cpu_transport`: what carries their rows where there is no GPU.
+    """
 
     host: str
     port: int
     epoch: int
     timeout_s: float
+    cpu_transport: CpuTransport = "sockets"
 
 
 def prepare() -> None:

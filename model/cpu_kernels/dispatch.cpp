@@ -1,51 +1,93 @@
-// Sorting a layer's rows into the messages to the expert ranks.
+// Sorting a layer's rows into the messages to the expert ranks, and adding up what comes back.
 #include <cstdint>
 #include <cstring>
 
+#include "matmul.h"
+
+using namespace windrose;
+
 extern "C" {
 
-// Writes one message per rank (the layout: model/row_message.py) with the rows of x, row_bytes
-// each, that have a choice there: of ids, weights and holders, all [rows, top_k] and contiguous,
-// holders says which rank computes a choice. counts[ranks] gets the rows of each message;
-// sum_rows[most_ranks, rows] gets for each row the places of its sums when those of all ranks lie
-// one after another, in the order of ranks, and `nothing` where there are no more.
-void windrose_pack_rows(const char* x, int64_t row_bytes, const int64_t* ids,
-                        const float* weights, const int64_t* holders, int64_t rows, int64_t top_k,
-                        const int64_t* ranks, int64_t num_ranks, char* const* messages,
-                        int64_t* counts, int64_t* sum_rows, int64_t most_ranks, int64_t nothing) {
+// One dispatch: model/cpu_kernels/row_flight.py has the same fields.
+struct Flight {
+  int64_t row_bytes;
+  int64_t top_k;
+  int64_t num_ranks;
+  int64_t most_ranks;  // that a row can go to
+  int64_t nothing;     // the place of a sum that is 0
+  const int64_t* ranks;
+  char* const* messages;  // of each rank; the layout: model/row_message.py
+  int64_t* counts;        // rows of each rank's message
+  int64_t* places;        // [most_ranks, rows]: where each row's sums are to lie
+  const char* sums;       // of all ranks one after another
+};
+
+// Writes one message per rank with the rows of x that have a choice there, and their places. ids
+// int64 and weights, both [rows, top_k] and contiguous. The rank that computes a choice is
+// holders[rows, top_k]'s, or by its id only[experts]'s where that is given.
+void windrose_pack_rows(const Flight* flight, const char* x, const int64_t* ids,
+                        const float* weights, const int64_t* only, const int64_t* holders,
+                        int64_t rows) {
   constexpr int64_t kAlign = 16;
-  for (int64_t i = 0; i < most_ranks * rows; ++i) sum_rows[i] = nothing;
+  const int64_t top_k = flight->top_k, row_bytes = flight->row_bytes;
+  for (int64_t i = 0; i < flight->most_ranks * rows; ++i) flight->places[i] = flight->nothing;
   int64_t place = 0;
-  for (int64_t r = 0; r < num_ranks; ++r) {
-    const int64_t rank = ranks[r];
+  for (int64_t r = 0; r < flight->num_ranks; ++r) {
+    const int64_t rank = flight->ranks[r];
+    const auto here = [&](int64_t choice) {
+      return (only ? only[ids[choice]] : holders[choice]) == rank;
+    };
     const auto goes = [&](int64_t row) {
       for (int64_t k = 0; k < top_k; ++k) {
-        if (holders[row * top_k + k] == rank) return true;
+        if (here(row * top_k + k)) return true;
       }
       return false;
     };
     int64_t count = 0;
     for (int64_t row = 0; row < rows; ++row) count += goes(row);
-    counts[r] = count;
+    flight->counts[r] = count;
+    char* message = flight->messages[r];
     const int32_t header = int32_t(count);
-    std::memcpy(messages[r], &header, sizeof header);
+    std::memcpy(message, &header, sizeof header);
     if (!count) continue;
-    int32_t* to_ids = reinterpret_cast<int32_t*>(messages[r] + kAlign);
+    int32_t* to_ids = reinterpret_cast<int32_t*>(message + kAlign);
     float* to_weights = reinterpret_cast<float*>(to_ids + count * top_k);
     const int64_t routing = kAlign + count * top_k * 8;
-    char* to_rows = messages[r] + (routing + kAlign - 1) / kAlign * kAlign;
+    char* to_rows = message + (routing + kAlign - 1) / kAlign * kAlign;
     for (int64_t row = 0; row < rows; ++row) {
       if (!goes(row)) continue;
       for (int64_t k = 0; k < top_k; ++k) {
         const int64_t choice = row * top_k + k;
-        *to_ids++ = holders[choice] == rank ? int32_t(ids[choice]) : -1;
+        *to_ids++ = here(choice) ? int32_t(ids[choice]) : -1;
         *to_weights++ = weights[choice];
       }
       std::memcpy(to_rows, x + row * row_bytes, row_bytes);
       to_rows += row_bytes;
-      int64_t* sum = sum_rows + row;
-      while (*sum != nothing) sum += rows;
-      *sum = place++;
+      int64_t* at = flight->places + row;
+      while (*at != flight->nothing) at += rows;
+      *at = place++;
+    }
+  }
+}
+
+// y[rows] bf16: each row's sums added up in the order of ranks, rounded after each.
+void windrose_add_up(const Flight* flight, bf16* y, int64_t rows) {
+  const int64_t width = flight->row_bytes / int64_t(sizeof(bf16));
+  const auto sum_at = [&](int64_t place) {
+    return reinterpret_cast<const bf16*>(flight->sums) + place * width;
+  };
+  for (int64_t row = 0; row < rows; ++row, y += width) {
+    std::memcpy(y, sum_at(flight->places[row]), flight->row_bytes);
+    for (int64_t j = 1; j < flight->most_ranks; ++j) {
+      const int64_t place = flight->places[j * rows + row];
+      if (place == flight->nothing) break;
+      const bf16* sum = sum_at(place);
+      int64_t i = 0;
+      for (; i + 16 <= width; i += 16) store_bf16(y + i, load_bf16(y + i) + load_bf16(sum + i));
+      if (i < width) {
+        const int64_t rest = width - i;
+        store_bf16(y + i, load_bf16(y + i, rest) + load_bf16(sum + i, rest), rest);
+      }
     }
   }
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from time import perf_counter
@@ -43,10 +43,12 @@ def bench_dispatch(plan: DispatchPlan) -> Report:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _attention_rank(plan) as exchange:
-            raw = RawExchange(plan, exchange)
-            times_s = _run(plan, exchange, raw)
-            results = [_result(plan, raw, rows, times_s) for rows in plan.rows]
+        with _attention_rank(plan) as exchanges:
+            raw: dict[Way, RawExchange] = {
+                way: RawExchange(plan, exchanges[way]) for way in ("raw", "gloo")
+            }
+            times_s = _run(plan, exchanges["dispatch"], raw)
+            results = [_result(plan, raw["raw"], rows, times_s) for rows in plan.rows]
     except RuntimeError as error:  # of the rendezvous, or PeerLost
         raise ChildProcessError(f"an expert process did not come or is gone: {error}") from error
     finally:
@@ -56,8 +58,8 @@ def bench_dispatch(plan: DispatchPlan) -> Report:
 
 
 @contextmanager
-def _attention_rank(plan: DispatchPlan) -> Iterator[Exchange]:
-    """This process as the attention rank of a group with new expert processes."""
+def _attention_rank(plan: DispatchPlan) -> Iterator[dict[Way, Exchange]]:
+    """This process as the attention rank of groups with new expert processes."""
     store = host_store(HOST, JOIN_TIMEOUT_S)
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -79,7 +81,7 @@ def _attention_rank(plan: DispatchPlan) -> Iterator[Exchange]:
 
 @torch.inference_mode()
 def _run(
-    plan: DispatchPlan, exchange: Exchange, raw: RawExchange
+    plan: DispatchPlan, exchange: Exchange, raw: Mapping[Way, RawExchange]
 ) -> dict[tuple[int, Way], list[float]]:
     """Seconds of every layer that was measured, by (rows, way)."""
     dispatcher = ExactDispatcher(
@@ -96,7 +98,7 @@ def _run(
         if way == "dispatch":
             spent_s = _dispatch_turn(plan, exchange, dispatcher, rows, counts[rows])
         else:
-            spent_s = _raw_turn(plan, raw, counts[rows])
+            spent_s = _raw_turn(plan, raw[way], counts[rows])
         if index >= 0:
             times_s.setdefault((rows, way), []).extend(spent_s)
             print(
@@ -147,7 +149,9 @@ def _result(
     times_s: dict[tuple[int, Way], list[float]],
 ) -> dict[str, Any]:
     counts = plan.rows_for(rows)
-    layer_us, raw_us = (_percentiles_us(times_s[rows, way]) for way in ("dispatch", "raw"))
+    layer_us, raw_us, gloo_us = (
+        _percentiles_us(times_s[rows, way]) for way in ("dispatch", "raw", "gloo")
+    )
     return {
         "rows": rows,
         "layers_timed": len(times_s[rows, "dispatch"]),
@@ -155,7 +159,9 @@ def _result(
         "returned_bytes": round(sum(map(raw.returned_bytes, counts)) / plan.layers),
         "layer_us": layer_us,
         "raw_us": raw_us,
+        "raw_gloo_us": gloo_us,
         "ratio": rounded(layer_us["p50"] / raw_us["p50"]),
+        "ratio_to_gloo": rounded(layer_us["p50"] / gloo_us["p50"]),
     }
 
 
@@ -174,10 +180,11 @@ def _table(results: list[dict[str, Any]]) -> str:
             str(result["returned_bytes"]),
             *(
                 shown(result[key][rank])
-                for key in ("layer_us", "raw_us")
+                for key in ("layer_us", "raw_us", "raw_gloo_us")
                 for rank in ("p50", "p99")
             ),
             shown(result["ratio"]),
+            shown(result["ratio_to_gloo"]),
         ]
         for result in results
     ]
@@ -189,6 +196,9 @@ def _table(results: list[dict[str, Any]]) -> str:
         "p99",
         "raw us p50",
         "p99",
+        "gloo us p50",
+        "p99",
         "ratio",
+        "to gloo",
     ]
-    return f"{table(header, rows)}\nof one layer; bytes over all expert ranks; ratio of p50"
+    return f"{table(header, rows)}\nof one layer; bytes over all expert ranks; ratios of p50"

@@ -1,8 +1,9 @@
 """What the processes of the dispatch benchmark have in common, and the loop of an expert rank.
 
 Both sides know the plan: for each number of rows, `rounds` times a run of steps through the
-dispatcher and then as many exchanges of the same bytes by bare sends and receives. So nobody has
-to say what comes next. Shape suffixes: T rows, D hidden, K experts per token.
+dispatcher and then as many exchanges of the same bytes by bare sends and receives, over the same
+transport and over gloo. So nobody has to say what comes next.
+Shape suffixes: T rows, D hidden, K experts per token.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from actors.ranks.process_group import join
 from actors.ranks.rendezvous import Rendezvous
+from configs.process_settings import CpuTransport
 from model.exchange import Exchange, Message, Ranks
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
@@ -28,7 +30,7 @@ ATTENTION_RANK = 0
 EXPERTS = 8
 JOIN_TIMEOUT_S = 120.0  # a new process imports torch first
 
-Way = Literal["dispatch", "raw"]
+Way = Literal["dispatch", "raw", "gloo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class DispatchPlan:
     rounds: int
     dtype: Literal["bfloat16", "float32"]
     seed: int
+    cpu_transport: CpuTransport = "sockets"
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= EXPERTS:
@@ -73,6 +76,7 @@ class DispatchPlan:
             for index in range(-1, self.rounds):
                 yield rows, index, "dispatch"
                 yield rows, index, "raw"
+                yield rows, index, "gloo"
 
     def routing(self, rows: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids_TK, weights_TK) of a layer: top_k different experts, all equally likely."""
@@ -90,10 +94,16 @@ class DispatchPlan:
             counts.append({rank: int((holders_TK == rank).any(1).sum()) for rank in self.ranks})
         return counts
 
-    def meet(self, port: int, rank: int) -> Exchange:
-        """Join the group whose store listens on `port`."""
+    def meet(self, port: int, rank: int) -> dict[Way, Exchange]:
+        """Join the groups whose store listens on `port`."""
         ranks = Ranks.of(1, self.expert_actors, rank)
-        return join(Rendezvous(HOST, port, 1, JOIN_TIMEOUT_S), ranks, HOST, CPU)
+
+        def over(epoch: int, transport: CpuTransport) -> Exchange:
+            meeting = Rendezvous(HOST, port, epoch, JOIN_TIMEOUT_S, transport)
+            return join(meeting, ranks, HOST, CPU)
+
+        own = over(1, self.cpu_transport)
+        return {"dispatch": own, "raw": own, "gloo": over(2, "gloo")}
 
 
 class EchoShard(ExpertShard):
@@ -110,7 +120,7 @@ class EchoShard(ExpertShard):
 def serve_expert_rank(plan: DispatchPlan, port: int, rank: int) -> None:
     """The life of an expert process: the plan's turns, then its end."""
     torch.set_num_threads(1)
-    exchange = plan.meet(port, rank)
+    exchanges = plan.meet(port, rank)
     most = max(plan.rows)
     server = ExpertServer(
         EchoShard({}),
@@ -121,7 +131,7 @@ def serve_expert_rank(plan: DispatchPlan, port: int, rank: int) -> None:
         dtype=plan.torch_dtype,
         device=CPU,
     )
-    server.attach(exchange)
+    server.attach(exchanges["dispatch"])
     message = RowMessage(most, plan.hidden, plan.top_k, plan.torch_dtype, CPU)
     counts = {rows: [count[rank] for count in plan.rows_for(rows)] for rows in plan.rows}
     for rows, _, way in plan.turns():
@@ -130,7 +140,7 @@ def serve_expert_rank(plan: DispatchPlan, port: int, rank: int) -> None:
                 server.serve_step()
                 continue
             for count in counts[rows]:
-                _echo(exchange, message, rows, count)
+                _echo(exchanges[way], message, rows, count)
 
 
 def _echo(exchange: Exchange, message: RowMessage, most: int, count: int) -> None:

@@ -72,6 +72,12 @@ def _add_dispatch(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the rows (default: %(default)s)",
     )
+    parser.add_argument(
+        "--cpu-transport",
+        choices=("sockets", "gloo"),
+        default="sockets",
+        help="as of `windrose serve` (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the routing")
 
 
@@ -140,6 +146,7 @@ def _dispatch(args: argparse.Namespace) -> Report:
             rounds=args.rounds,
             dtype=args.dtype,
             seed=args.seed,
+            cpu_transport=args.cpu_transport,
         )
     )
 

@@ -15,6 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from actors.ranks.process_group import join
 from actors.ranks.rendezvous import Rendezvous
+from configs.process_settings import CpuTransport
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange, Ranks, agreed_micro_batches
@@ -45,6 +46,7 @@ class Scenario:
     dtype: str = "float32"
     top_k: int = 2
     micro_batches: int = 1
+    cpu_transport: CpuTransport = "sockets"
 
     @property
     def hidden(self) -> int:
@@ -136,7 +138,7 @@ class Scenario:
 
 def meet(scenario: Scenario, port: int, epoch: int, rank: int, timeout_s: float = 30.0) -> Exchange:
     return join(
-        Rendezvous(HOST, port, epoch, timeout_s),
+        Rendezvous(HOST, port, epoch, timeout_s, scenario.cpu_transport),
         Ranks.of(scenario.num_attention, scenario.num_expert, rank),
         HOST,
         CPU,

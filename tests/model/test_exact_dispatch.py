@@ -1,4 +1,4 @@
-"""The exact dispatcher between real processes, over gloo: closed forms, oracles and deaths."""
+"""The exact dispatcher between real processes, by sockets and gloo: sums, oracles, deaths."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from actors.ranks.process_group import join
 from actors.ranks.rendezvous import Rendezvous, host_store
+from configs.process_settings import CpuTransport
 from model.exchange import Exchange, Ranks, StepHeader, agreed_micro_batches
 from model.placement import split_evenly
 from model.row_message import RowMessage
@@ -34,6 +36,7 @@ from tests.rank_processes import Job, RankProcesses, rank_processes
 
 TOPOLOGIES = [(1, 1), (1, 2), (1, 3), (1, 8), (2, 2), (2, 3)]
 EPOCHS = itertools.count(1)
+Steps: TypeAlias = "tuple[tuple[tuple[int, ...], Pattern], ...]"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def port(store: TCPStore) -> int:
     return store.port
 
 
-def steps_for(num_attention: int) -> tuple[tuple[tuple[int, ...], Pattern], ...]:
+def steps_for(num_attention: int) -> Steps:
     """Uneven, empty, one-row and full steps; every pattern; the ranks' counts change places."""
     plain: list[tuple[tuple[int, int], Pattern]] = [
         ((5, 0), "spread"),
@@ -89,14 +92,26 @@ def run(processes: RankProcesses, port: int, scenarios: tuple[Scenario, ...]) ->
     return errors
 
 
-@pytest.mark.parametrize("one_message", [True, False])
+@pytest.mark.parametrize(
+    ("transport", "one_message"), [("sockets", True), ("gloo", True), ("gloo", False)]
+)
 @pytest.mark.parametrize(("num_attention", "num_expert"), TOPOLOGIES)
 def test_sums_come_back(
-    processes: RankProcesses, port: int, num_attention: int, num_expert: int, one_message: bool
+    processes: RankProcesses,
+    port: int,
+    num_attention: int,
+    num_expert: int,
+    transport: CpuTransport,
+    one_message: bool,
 ) -> None:
-    steps = steps_for(num_attention)
     linear = Scenario(
-        num_attention, num_expert, steps, one_message, real_experts=False, rotated=False
+        num_attention,
+        num_expert,
+        steps_for(num_attention),
+        one_message,
+        real_experts=False,
+        rotated=False,
+        cpu_transport=transport,
     )
     exact = (linear, replace(linear, rotated=True), replace(linear, top_k=1))
     real = replace(linear, real_experts=True, rotated=True, top_k=3)
@@ -131,13 +146,15 @@ def test_experts_answer_only_who_asked(port: int) -> None:
         told.result()
 
 
+@pytest.mark.parametrize("transport", ["sockets", "gloo"])
 @pytest.mark.parametrize(
     ("victim", "rows"), [(0, (40, 3)), (0, (0, 0)), (1, (0, 2)), (2, (40, 3)), (3, (0, 0))]
 )
 def test_a_killed_rank_is_an_error_on_every_other_one_soon(
-    store: TCPStore, victim: int, rows: tuple[int, int]
+    store: TCPStore, victim: int, rows: tuple[int, int], transport: CpuTransport
 ) -> None:
-    scenario = Scenario(2, 2, ((rows, "spread"),), True, real_experts=False, rotated=False)
+    steps: Steps = ((rows, "spread"),)
+    scenario = Scenario(2, 2, steps, True, False, False, cpu_transport=transport)
     epoch = next(EPOCHS)
     with rank_processes(4) as ranks:
         for rank in range(4):

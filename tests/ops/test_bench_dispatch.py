@@ -46,13 +46,11 @@ def test_ranks_know_how_many_rows_come() -> None:
             assert counts == {rank: sum(rank in ranks for ranks in expected) for rank in PLAN.ranks}
 
 
-def test_turns_warm_up_first_and_take_both_ways_in_each_round() -> None:
-    turns = list(PLAN.turns())
-    assert turns[:6] == [
-        (1, -1, "dispatch"), (1, -1, "raw"), (1, 0, "dispatch"), (1, 0, "raw"),
-        (1, 1, "dispatch"), (1, 1, "raw"),
-    ]  # fmt: skip
-    assert turns[6:] == [(9, index, way) for _, index, way in turns[:6]]
+def test_turns_warm_up_first_and_take_all_ways_in_each_round() -> None:
+    ways = ("dispatch", "raw", "gloo")
+    assert list(PLAN.turns()) == [
+        (rows, index, way) for rows in (1, 9) for index in (-1, 0, 1) for way in ways
+    ]
 
 
 def test_echoing_experts_give_back_what_they_get() -> None:
@@ -84,12 +82,13 @@ def test_dispatch_is_measured_beside_the_bare_messages(capsys: pytest.CaptureFix
         # count and padding, then ids and weights of 4 bytes each, to multiples of 16; rows
         sent = sum(16 + n * 2 * 8 + n * row_bytes for n in counts)
         assert result["sent_bytes"] == round(sent / 3)
-        for key in ("layer_us", "raw_us"):
+        for key in ("layer_us", "raw_us", "raw_gloo_us"):
             assert 0 < result[key]["p50"] <= result[key]["p99"]
-        assert result["ratio"] == pytest.approx(
-            result["layer_us"]["p50"] / result["raw_us"]["p50"], rel=1e-3
-        )
-    assert "raw us" in err
+        for ratio, key in (("ratio", "raw_us"), ("ratio_to_gloo", "raw_gloo_us")):
+            assert result[ratio] == pytest.approx(
+                result["layer_us"]["p50"] / result[key]["p50"], rel=1e-3
+            )
+    assert "raw us" in err and "gloo us" in err
 
 
 def test_an_expert_process_that_ends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "log_prompts": ("--log-prompts", "true", True),
     "otlp_endpoint": ("--otlp-endpoint", "http://a.example:4318", "http://a.example:4318"),
     "device": ("--device", "cpu", "cpu"),
+    "cpu_transport": ("--cpu-transport", "gloo", "gloo"),
     "threads_per_actor": ("--threads-per-actor", "10", 10),
     "cpus_per_actor": ("--cpus-per-actor", "0.25", 0.25),
     "shutdown_timeout_s": ("--shutdown-timeout-s", "1.5", 1.5),
