@@ -11,7 +11,7 @@ from __future__ import annotations
 from actors.scheduling.step_costs import StepCosts
 
 FLOOR_ROWS = 16  # of each prompt go on in a step, however long they take
-_AIM = 0.8  # of the time to spare: what is measured is noisy, and longer contexts cost more
+_AIM = 0.7  # of the time to spare: what is measured is noisy, and longer contexts cost more
 _STALE_STEPS = 32  # a step that only decodes is due, if there was none for so long
 _DUE_EVERY = 8  # and is then one of these, counted alike by all ranks of a pipeline
 

@@ -86,8 +86,8 @@ def test_steps_come_near_the_stretch_and_not_beyond(
     most_s = max(stretch * calm_s, seconds(decodes, FLOOR_ROWS))
     steps = [clock.prompt_step(decodes) for _ in range(200)]
     assert all(took_s <= most_s + 1e-9 for _, took_s in steps)
-    # Of the time to spare a fifth is left, or a little more.
-    wanted_s = min(calm_s + 0.7 * spare_s, seconds(decodes, MAX_ROWS))
+    # Of the time to spare three tenths are left, or a little more.
+    wanted_s = min(calm_s + 0.6 * spare_s, seconds(decodes, MAX_ROWS))
     paced = [one for one in steps[100:] if one[0]]
     assert len(paced) > 90
     assert all(took_s > wanted_s - 1.1 * row_s for rows, took_s in paced)
@@ -100,7 +100,7 @@ def test_each_prompt_that_waits_brings_as_much_again() -> None:
     for prompts in (1, 2, 4):
         for _ in range(40):
             rows, took_s = clock.prompt_step(8, prompts)
-        assert rows and took_s == pytest.approx(calm_s * (1 + 0.8 * prompts), rel=0.02)
+        assert rows and took_s == pytest.approx(calm_s * (1 + 0.7 * prompts), rel=0.02)
 
 
 def test_a_noisy_machine_and_its_hiccups_do_not_carry_it_away() -> None:
@@ -117,7 +117,7 @@ def test_a_noisy_machine_and_its_hiccups_do_not_carry_it_away() -> None:
     rows = [clock.prompt_step(8)[0] for _ in range(1000)]
     took_s = sorted(machine()(8, one) / machine()(8, 0) for one in rows)
     assert took_s[990] < 2.0
-    assert took_s[500] > 1.6
+    assert took_s[500] > 1.5
 
 
 def test_a_step_that_only_decodes_comes_when_none_has_for_long() -> None:
@@ -142,7 +142,7 @@ def test_more_streams_than_ever_are_measured_soon() -> None:
         clock.step(1, 0)
     rows = [clock.prompt_step(48)[0] for _ in range(40)]
     assert 0 in rows[:_DUE_EVERY]
-    assert machine()(48, rows[-1]) == pytest.approx(1.8 * machine()(48, 0), rel=0.05)
+    assert machine()(48, rows[-1]) == pytest.approx(1.7 * machine()(48, 0), rel=0.05)
 
 
 def test_a_recovery_is_not_taken_for_a_step() -> None:
@@ -175,7 +175,7 @@ def test_streams_of_another_rank_are_held_to_the_pace_too() -> None:
         clock.step(0, rows, (8, 0))
     calm_s, mixed_s = clock.seconds(8, 0), clock.seconds(8, rows)
     assert FLOOR_ROWS < rows < MAX_ROWS
-    assert mixed_s == pytest.approx(1.8 * calm_s, rel=0.05)
+    assert mixed_s == pytest.approx(1.7 * calm_s, rel=0.05)
 
 
 def test_ranks_count_alike_to_the_steps_that_only_decode() -> None:
