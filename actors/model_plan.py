@@ -45,7 +45,8 @@ class ModelPlan:
     kv_cache_bytes: int | None  # None: decided on the GPU, from what is free
     num_attention: int
     num_expert: int
-    threads: int
+    attention_threads: int  # of an attention actor
+    expert_threads: int  # of an expert actor
     micro_batches: int = 0  # of a step; 0: as many as pay
     bits: int = 16  # of a weight of experts and attention; 16: as the dtype has it
     cache_dir: str | None = None  # of weights of fewer bits, from the checkpoint; None: nowhere
@@ -155,13 +156,21 @@ def generation_defaults(config: WindroseConfig, directory: str) -> GenerationDef
     return GenerationDefaults.from_dir(directory)
 
 
-def default_threads(num_cores: int, num_ranks: int, *, waits_for_all: bool) -> int:
-    """Compute threads of one actor: the cores shared out.
+def default_threads(
+    num_cores: int, num_attention: int, num_expert: int, *, waits_for_all: bool
+) -> tuple[int, int]:
+    """Compute threads of one attention actor, and of one expert actor.
 
-    Where every thread waits for all others (OpenMP), one core is left to the ingress, the proxy
-    and Ray: on 2 cores one such thread decodes twice as fast as two do.
+    The two roles take turns, so each has all cores; and since a step's rows seldom keep all
+    experts as busy, an expert actor has twice its share. Where every thread waits for all others
+    (OpenMP), the actors share what is left when the ingress, the proxy and Ray have one core: on
+    2 cores one such thread decodes twice as fast as two do.
     """
-    return max(1, (num_cores - waits_for_all) // num_ranks)
+    if waits_for_all:
+        share = max(1, (num_cores - 1) // (num_attention + num_expert))
+        return share, share
+    twice = 2 * num_cores // max(1, num_expert)
+    return max(1, num_cores // num_attention), max(1, min(num_cores, twice))
 
 
 def plan_model(
@@ -195,7 +204,12 @@ def plan_model(
         max_itl_stretch=config.max_itl_stretch,
         sliding_window=model.sliding_window,
     )
-    num_ranks = config.attention_actors + config.expert_actors
+    threads = default_threads(
+        os.cpu_count() or 1,
+        config.attention_actors,
+        config.expert_actors,
+        waits_for_all=dtype != "bfloat16" or model.needs_openmp or load_binary() is None,
+    )
     return ModelPlan(
         model_dir=model_directory(config, hub),
         model=model,
@@ -205,12 +219,8 @@ def plan_model(
         kv_cache_bytes=cache_bytes,
         num_attention=config.attention_actors,
         num_expert=config.expert_actors,
-        threads=config.threads_per_actor
-        or default_threads(
-            os.cpu_count() or 1,
-            num_ranks,
-            waits_for_all=dtype != "bfloat16" or model.needs_openmp or load_binary() is None,
-        ),
+        attention_threads=config.threads_per_actor or threads[0],
+        expert_threads=config.threads_per_actor or threads[1],
         micro_batches=config.micro_batches,
         bits=_BITS[config.quantization],
         cache_dir=_cache_dir(config),

@@ -49,7 +49,9 @@ class ProcessSettings(BaseModel):
     threads_per_actor: Annotated[
         int | None,
         setting(
-            "CPU and GPU", "compute threads of an actor on cpu; default: (cores - 1) / actors", ge=1
+            "CPU and GPU",
+            "compute threads of an actor on cpu; default: cores / actors of its role, or fewer",
+            ge=1,
         ),
     ] = None
     cpus_per_actor: Annotated[

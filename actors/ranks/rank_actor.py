@@ -114,7 +114,8 @@ class RankActor:
         from model.cpu_kernels.library import use_threads
 
         plan: ModelPlan = pickle.loads(self._packed_plan)
-        use_threads(plan.threads, plan.torch_dtype, others_too=plan.model.needs_openmp)
+        threads = plan.attention_threads if is_attention else plan.expert_threads
+        use_threads(threads, plan.torch_dtype, others_too=plan.model.needs_openmp)
         device = torch.device(self._identity.device)
         self._life = life = RankLife(f"{role} rank {rank}", host, device, self._close_links)
         life.phase = "loading"

@@ -108,7 +108,7 @@ class Rig:
         self.world = World()
         self.config = new_config(num_attention, num_expert, **settings)
         limits = SchedulerLimits(4, 16, 64, 4, (2,))
-        args = ("float32", "cpu", limits, 1 << 20, num_attention, num_expert, 1)
+        args = ("float32", "cpu", limits, 1 << 20, num_attention, num_expert, 1, 1)
         self._plan = ModelPlan("m", MODEL, *args)
         self.has_experts = num_expert > 0
 

@@ -53,18 +53,27 @@ def test_defaults(directory: Path) -> None:
     assert plan.kv_cache_bytes == 1 << 30
     # 1 GiB holds far more than 64 sequences of 1000 tokens can use.
     assert plan.num_blocks(CPU) == 64 * 63
-    assert plan.threads >= 1
+    assert plan.attention_threads >= 1 and plan.expert_threads >= 1
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
 @pytest.mark.parametrize(
-    ("cores", "ranks", "waits_for_all", "threads"),
-    [(2, 1, True, 1), (2, 1, False, 2), (2, 3, False, 1), (16, 3, True, 5), (16, 4, False, 4)],
+    ("cores", "attention", "expert", "waits_for_all", "threads"),
+    [
+        (2, 1, 0, True, (1, 1)),
+        (2, 1, 2, True, (1, 1)),
+        (16, 1, 2, True, (5, 5)),
+        (2, 1, 0, False, (2, 2)),
+        (2, 1, 2, False, (2, 2)),
+        (2, 4, 8, False, (1, 1)),
+        (16, 2, 8, False, (8, 4)),
+        (16, 1, 1, False, (16, 16)),
+    ],
 )
 def test_threads_share_out_the_cores(
-    cores: int, ranks: int, waits_for_all: bool, threads: int
+    cores: int, attention: int, expert: int, waits_for_all: bool, threads: tuple[int, int]
 ) -> None:
-    assert default_threads(cores, ranks, waits_for_all=waits_for_all) == threads
+    assert default_threads(cores, attention, expert, waits_for_all=waits_for_all) == threads
 
 
 def test_settings_are_taken_over(directory: Path) -> None:
@@ -87,7 +96,8 @@ def test_settings_are_taken_over(directory: Path) -> None:
     assert (limits.max_num_batched_tokens, limits.block_size) == (33, 8)
     assert not limits.enable_prefix_caching
     assert limits.max_itl_stretch == 0
-    assert (plan.torch_dtype, plan.threads) == (torch.bfloat16, 3)
+    assert plan.torch_dtype == torch.bfloat16
+    assert (plan.attention_threads, plan.expert_threads) == (3, 3)
     assert plan.num_blocks(CPU) == 20
     ranks = plan.ranks(3)
     assert (list(ranks.attention), list(ranks.expert), ranks.own) == ([0, 1], [2, 3, 4], 3)
