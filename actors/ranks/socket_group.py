@@ -50,7 +50,9 @@ class SocketGroup:
         sent = 0 if peer.unsent else peer.write([head, body])
         if sent == _HEAD_BYTES + size:
             return _SENT
-        work = _Send(self._traffic, tensor, [memoryview(head), memoryview(body).cast("B")])
+        work = _Send(self._traffic, tensor, [memoryview(head)])
+        if size:  # a view of nothing cannot be cast
+            work.left.append(memoryview(body).cast("B"))
         work.took(sent)
         peer.unsent.append(work)
         self._traffic.num_unsent += 1

@@ -64,14 +64,16 @@ def _accept_all(
             "secret": secret.hex(),
         }
         store.set(_key(ranks.own), json.dumps(address))
+        listeners = {near.fileno(): near, far.fileno(): far}
+        poll = select.poll()
+        for fileno in listeners:
+            poll.register(fileno, select.POLLIN)
         while missing:
-            ready, _, _ = select.select(
-                [near, far], [], [], max(0.0, deadline_s - time.monotonic())
-            )
+            ready = poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
             if not ready:
                 raise TimeoutError(f"{len(missing)} expert ranks did not come in time")
-            for listener in ready:
-                end, _ = listener.accept()
+            for fileno, _ in ready:
+                end, _ = listeners[fileno].accept()
                 index = _hear(end, secret)
                 if index in missing:
                     missing.remove(index)
@@ -84,10 +86,15 @@ def _accept_all(
 def _hear(end: socket.socket, secret: bytes) -> int | None:
     """The index that another end says; None if it is none of ours."""
     end.settimeout(_HELLO_TIMEOUT_S)
-    try:
-        hello = end.recv(_SECRET_BYTES + _INDEX_BYTES, socket.MSG_WAITALL)
-    except OSError:
-        return None
+    hello = b""
+    while len(hello) < _SECRET_BYTES + _INDEX_BYTES:
+        try:
+            piece = end.recv(_SECRET_BYTES + _INDEX_BYTES - len(hello))
+        except OSError:
+            return None
+        if not piece:
+            return None
+        hello += piece
     if not secrets.compare_digest(hello[:_SECRET_BYTES], secret):
         return None
     return int.from_bytes(hello[_SECRET_BYTES:], "big")

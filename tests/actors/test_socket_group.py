@@ -110,6 +110,20 @@ def test_large_messages_both_ways_at_once_do_not_block_each_other(meet: Meet) ->
         assert torch.equal(came[i], ways[2 + i % 2])
 
 
+def test_messages_behind_one_that_waits_arrive_in_their_order(meet: Meet) -> None:
+    attention, expert = meet(1, 1)
+    sent = [numbers(size, size) for size in (LARGE, 0, 3, 0)]
+    sends = [attention.send(one, 1, 1) for one in sent]
+    there = [torch.empty_like(one) for one in sent]
+    with ThreadPoolExecutor(1) as pool:
+        receives = [expert.receive(one, 0, 1) for one in there]
+        heard = pool.submit(lambda: [receive.wait() for receive in receives])
+        for send in sends:
+            send.wait()
+        heard.result(TIMEOUT_S)
+    assert all(torch.equal(a, b) for a, b in zip(sent, there, strict=True))
+
+
 @pytest.mark.parametrize(("size", "tag"), [(9, 1), (8, 2)])
 def test_a_message_that_is_not_the_expected_one_ends_it(meet: Meet, size: int, tag: int) -> None:
     attention, expert = meet(1, 1)
@@ -183,7 +197,8 @@ def test_strangers_are_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
             socket.create_connection(tuple(address["far"])) as liar,
             socket.create_connection(tuple(address["far"])) as unknown,
         ):
-            liar.sendall(bytes(16) + (1).to_bytes(4, "big"))
+            liar.sendall(bytes(10))
+            liar.sendall(bytes(6) + (1).to_bytes(4, "big"))
             unknown.sendall(bytes.fromhex(address["secret"]) + (5).to_bytes(4, "big"))
             for stranger in (silent, liar, unknown):
                 stranger.settimeout(TIMEOUT_S)
