@@ -21,6 +21,7 @@ from model.exchange import Ranks
 
 _SECRET_BYTES, _INDEX_BYTES = 16, 4
 _HELLO_TIMEOUT_S = 5.0
+_SEND_BUFFER_BYTES = 4 * 2**20  # or what the kernel allows: nobody writes while a rank computes
 _IDLE_S, _PROBE_S, _PROBES = 4, 2, 3  # a machine that says nothing for 10 s is gone
 
 
@@ -116,7 +117,9 @@ def _reach(store: Store, ranks: Ranks, rank: int, deadline_s: float) -> socket.s
 
 
 def _prepared(end: socket.socket) -> socket.socket:
-    if end.family != socket.AF_UNIX:
+    if end.family == socket.AF_UNIX:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    else:  # whose buffers grow by themselves
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)

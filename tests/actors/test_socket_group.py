@@ -117,10 +117,11 @@ def test_messages_behind_one_that_waits_arrive_in_their_order(meet: Meet) -> Non
     there = [torch.empty_like(one) for one in sent]
     with ThreadPoolExecutor(1) as pool:
         receives = [expert.receive(one, 0, 1) for one in there]
-        heard = pool.submit(lambda: [receive.wait() for receive in receives])
+        heard = [pool.submit(receive.wait) for receive in receives]
         for send in sends:
             send.wait()
-        heard.result(TIMEOUT_S)
+        for one in heard:
+            one.result(TIMEOUT_S)
     assert all(torch.equal(a, b) for a, b in zip(sent, there, strict=True))
 
 
