@@ -20,10 +20,10 @@ from typing import cast
 from pydantic import ConfigDict, TypeAdapter
 
 from actors.messages import GenerateRequest, StepEvents
+from actors.tcp_silence import end_on_silence
 
 LONGEST_BYTES = 256 * 2**20  # of a body: what says that it is longer is no message
 _LENGTH_BYTES = 4
-_IDLE_S, _PROBE_S, _PROBES = 4, 2, 3  # a machine that says nothing for 10 s is gone
 
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
 _requests: TypeAdapter[list[GenerateRequest]] = TypeAdapter(list[GenerateRequest], config=_CONFIG)
@@ -116,12 +116,7 @@ class Link(asyncio.Protocol):
         """Called by the event loop. Has the kernel notice a machine that is gone."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         end: socket.socket = transport.get_extra_info("socket")
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-        silence_ms = 1000 * (_IDLE_S + _PROBE_S * _PROBES)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+        end_on_silence(end)
         self._socket = socket.socket(fileno=os.dup(end.fileno()))
 
     def data_received(self, data: bytes) -> None:

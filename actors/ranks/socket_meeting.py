@@ -17,12 +17,12 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 
 from actors.ranks.socket_group import SocketGroup
+from actors.tcp_silence import end_on_silence
 from model.exchange import Ranks
 
 _SECRET_BYTES, _INDEX_BYTES = 16, 4
 _HELLO_TIMEOUT_S = 5.0
 _SEND_BUFFER_BYTES = 4 * 2**20  # or what the kernel allows: nobody writes while a rank computes
-_IDLE_S, _PROBE_S, _PROBES = 4, 2, 3  # a machine that says nothing for 10 s is gone
 
 
 def connect(store: Store, ranks: Ranks, own_host: str, timeout_s: float) -> SocketGroup:
@@ -121,12 +121,7 @@ def _prepared(end: socket.socket) -> socket.socket:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     else:  # whose buffers grow by themselves
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_S)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
-        silence_ms = 1000 * (_IDLE_S + _PROBE_S * _PROBES)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+        end_on_silence(end)
     return end
 
 
