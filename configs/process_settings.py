@@ -50,7 +50,7 @@ class ProcessSettings(BaseModel):
         int | None,
         setting(
             "CPU and GPU",
-            "compute threads of an actor on cpu; default: cores / actors of its role, or fewer",
+            "compute threads of an actor on cpu; default: by cores, topology and who computes",
             ge=1,
         ),
     ] = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import secrets
 import shlex
+from typing import get_args
 
+from configs.process_settings import CpuTransport
 from ops.bench.arguments import (
     Benches,
     add_rounds,
@@ -74,7 +76,7 @@ def _add_dispatch(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cpu-transport",
-        choices=("sockets", "gloo"),
+        choices=get_args(CpuTransport),
         default="sockets",
         help="as of `windrose serve` (default: %(default)s)",
     )
