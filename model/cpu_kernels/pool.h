@@ -6,6 +6,7 @@
 #pragma once
 
 #include <immintrin.h>
+#include <sched.h>
 
 #include <atomic>
 #include <cstdint>
@@ -37,12 +38,21 @@ class Pool {
     open_.notify_all();
     work();
     open_.store(kClosed);
-    while (inside_.load() != 0) _mm_pause();
+    for (int spin = 0; inside_.load() != 0; ++spin) pause(spin);
   }
 
  private:
   static constexpr uint64_t kClosed = 0;
   static constexpr int kSpins = 2000;  // some 30 us: the next loop of a layer begins sooner
+
+  // Who spins does nothing: another process that wants the core is to have it at once.
+  static void pause(int spin) {
+    if (spin % 64 == 63) {
+      sched_yield();
+    } else {
+      _mm_pause();
+    }
+  }
 
   void start_helper() {
     ++num_helpers_;
@@ -73,7 +83,7 @@ class Pool {
     for (int spin = 0; spin < kSpins; ++spin) {
       const uint64_t ticket = open_.load(std::memory_order_acquire);
       if (ticket != done && ticket != kClosed) return ticket;
-      _mm_pause();
+      pause(spin);
     }
     const uint64_t now = open_.load();
     if (now == done || now == kClosed) open_.wait(now);
