@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-_HEADER_TAG, _ROUTING_TAG, _ROWS_TAG, _RESULT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5
+_HEADER_TAG, _ROUTING_TAG, ROWS_TAG, RESULT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5
+HEAD_BYTES = 16  # of a message over sockets: its size and tag
 _STOP, _ASKS_BUSY = 1, 2
 _NUM_NUMBERS = 6  # of a step header, ahead of its flags
 
@@ -48,6 +49,31 @@ class PointToPoint(Protocol):
 
     def abort(self) -> None:
         """Fail what is under way, here and at the other ends. Any thread."""
+        ...
+
+
+@runtime_checkable
+class Sockets(PointToPoint, Protocol):
+    """A group over sockets, on which the compiled library sends and receives by itself.
+
+    It must not while a message is left to send: what it waits for may wait for that.
+    """
+
+    @property
+    def num_unsent(self) -> int:
+        """Messages of which the kernel has not taken everything."""
+        ...
+
+    def file(self, index: int) -> int:
+        """The descriptor of the socket to a rank."""
+        ...
+
+    def send_rest(self, tensor: torch.Tensor, index: int, tag: int, num_sent: int) -> Message:
+        """Go on sending a message of which the kernel has taken so many bytes, head included."""
+        ...
+
+    def lost(self, index: int, number: int) -> PeerLost:
+        """What to raise where the library met this errno."""
         ...
 
 
@@ -126,7 +152,7 @@ class Exchange:
     `control` is always gloo, on host memory. `data` carries rows: sockets or gloo on CPU, NCCL on
     GPU. On CPU a message may be shorter than the buffer posted for it, so routing and rows
     travel as one message (`one_message`); NCCL needs equal sizes, so routing goes first, over
-    `control`, and tells the size.
+    `control`, and tells the size. `sockets` is the data group where it is one of them.
     """
 
     def __init__(
@@ -138,6 +164,7 @@ class Exchange:
         self._data = data
         self._step = 0
         self._index = {rank: index for index, rank in enumerate(ranks.all)}
+        self.sockets = data if one_message and isinstance(data, Sockets) else None
 
     def open_step(
         self,
@@ -217,19 +244,19 @@ class Exchange:
 
     def send_rows(self, rows: torch.Tensor, rank: int) -> Message:
         """Send rows to an expert rank."""
-        return self._send(self._data, rows, rank, _ROWS_TAG)
+        return self._send(self._data, rows, rank, ROWS_TAG)
 
     def receive_rows(self, rows: torch.Tensor, rank: int) -> Message:
         """Receive rows from an attention rank."""
-        return self._receive(self._data, rows, rank, _ROWS_TAG)
+        return self._receive(self._data, rows, rank, ROWS_TAG)
 
     def send_result(self, rows: torch.Tensor, rank: int) -> Message:
         """Send weighted sums back to an attention rank."""
-        return self._send(self._data, rows, rank, _RESULT_TAG)
+        return self._send(self._data, rows, rank, RESULT_TAG)
 
     def receive_result(self, rows: torch.Tensor, rank: int) -> Message:
         """Receive weighted sums from an expert rank."""
-        return self._receive(self._data, rows, rank, _RESULT_TAG)
+        return self._receive(self._data, rows, rank, RESULT_TAG)
 
     def tell_busy(self, busy_s: float, ranks: Sequence[int]) -> None:
         """Expert side: tell attention ranks how long this one was busy in the step."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from time import perf_counter
 
 import torch
 
+from model.cpu_kernels.row_inbox import make_row_inbox
 from model.exchange import (
     Exchange,
     LoopEnd,
@@ -22,7 +24,8 @@ from model.exchange import (
 from model.experts import ExpertShard
 from model.micro_batch import even_sizes
 from model.role_times import RoleTimes
-from model.row_message import MessageParts, RowMessage
+from model.row_inbox import RowInbox
+from model.row_message import MessageParts, RowShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,6 @@ class _Task:
 
     layer: int
     most_rows: Mapping[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """Receives that are posted for a task, and the buffers they go to."""
-
-    task: _Task
-    messages: Mapping[int, RowMessage]
-    works: Sequence[Message]
 
 
 class ExpertServer:
@@ -51,33 +45,21 @@ class ExpertServer:
     def __init__(
         self,
         shard: ExpertShard,
-        *,
         num_layers: int,
-        max_rows: int,
-        hidden: int,
-        top_k: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        shape: RowShape,
     ) -> None:
         self._shard = shard
         self._num_layers = num_layers
-        self._message_args = (max_rows, hidden, top_k, dtype, device)
-        self._inboxes: tuple[dict[int, RowMessage], dict[int, RowMessage]] = ({}, {})
-        self._device = device
+        # Two: one fills while the other's rows are computed.
+        self._inboxes = make_row_inbox(shape), make_row_inbox(shape)
+        self._device = shape.device
         self.times = RoleTimes()
 
     def attach(self, exchange: Exchange) -> None:
         """Go on over this epoch's exchange, while `run` is not running."""
         self._exchange = exchange
-        # Two for each rank: one fills while the other's rows are computed.
-        first, second = (
-            {
-                rank: inbox.get(rank) or RowMessage(*self._message_args)
-                for rank in exchange.ranks.attention
-            }
-            for inbox in self._inboxes
-        )
-        self._inboxes = first, second
+        for inbox in self._inboxes:
+            inbox.connect(exchange)
 
     @torch.inference_mode()
     def run(self) -> LoopEnd:
@@ -136,18 +118,19 @@ class ExpertServer:
         # Rows of another micro-batch may come while these are computed. Those of the next layer
         # follow on the sums, and nobody is to wait for what is done for them.
         ahead = len(tasks) > self._num_layers
-        arrival = self._expect(tasks[0], 0)
-        for index in range(1, len(tasks) + 1):
+        inbox, other = self._inboxes
+        inbox.expect(tasks[0].most_rows)
+        for task, following in zip_longest(tasks, tasks[1:]):
             began_s = perf_counter()
-            parts = self._receive(arrival)
+            received = inbox.receive()
             self.times.wait_s += perf_counter() - began_s
-            layer = arrival.task.layer
-            if ahead and index < len(tasks):
-                arrival = self._expect(tasks[index], index % 2)
-            sends = self._run_experts(layer, parts) if parts else []
-            if not ahead and index < len(tasks):
-                arrival = self._expect(tasks[index], index % 2)
+            if ahead and following:
+                other.expect(following.most_rows)
+            sends = self._run_experts(task.layer, inbox, received) if received else []
+            if not ahead and following:
+                other.expect(following.most_rows)
             self._finish(sends)
+            inbox, other = other, inbox
 
     def _finish(self, sends: Sequence[Message]) -> None:
         began_s = perf_counter()
@@ -155,42 +138,9 @@ class ExpertServer:
             work.wait()
         self.times.communication_s += perf_counter() - began_s
 
-    def _expect(self, task: _Task, inbox: int) -> _Arrival:
-        """Post the receives of a task: one message of each attention rank that has rows in it.
-
-        No message can hold more rows than the rank has in the micro-batch.
-        """
-        exchange, messages = self._exchange, self._inboxes[inbox]
-        if exchange.one_message:
-            works = [
-                exchange.receive_rows(messages[rank].whole(most), rank)
-                for rank, most in task.most_rows.items()
-            ]
-        else:
-            works = [
-                exchange.receive_routing(messages[rank].routing(most), rank)
-                for rank, most in task.most_rows.items()
-            ]
-        return _Arrival(task, messages, works)
-
-    def _receive(self, arrival: _Arrival) -> dict[int, MessageParts]:
-        """Wait for the rows; returns the messages that hold any, by rank."""
-        for work in arrival.works:
-            work.wait()
-        received = {}
-        for rank in arrival.task.most_rows:
-            message = arrival.messages[rank]
-            if count := message.count:
-                received[rank] = message.parts(count)
-        if not self._exchange.one_message:
-            works = [
-                self._exchange.receive_rows(parts.rows_ND, rank) for rank, parts in received.items()
-            ]
-            for work in works:
-                work.wait()
-        return received
-
-    def _run_experts(self, layer: int, received: Mapping[int, MessageParts]) -> list[Message]:
+    def _run_experts(
+        self, layer: int, inbox: RowInbox, received: Mapping[int, MessageParts]
+    ) -> list[Message]:
         """Compute the rows that came; returns the sends of their sums."""
         arrived_s = perf_counter()
         parts = list(received.values())
@@ -203,13 +153,8 @@ class ExpertServer:
         began_s = perf_counter()
         y_RD = self._shard.forward(layer, x_RD, ids_RK, weights_RK)
         ended_s = perf_counter()
-        counts = [len(one.rows_ND) for one in parts]
-        results = (y_RD,) if len(parts) == 1 else y_RD.split(counts)
-        sends = [
-            self._exchange.send_result(y_ND, rank)
-            for rank, y_ND in zip(received, results, strict=True)
-        ]
-        self.times.rows += sum(counts)
+        sends = inbox.answer(received, y_RD)
+        self.times.rows += x_RD.shape[0]
         self.times.sent_bytes += y_RD.nbytes
         self.times.compute_s += ended_s - began_s
         self.times.communication_s += perf_counter() - ended_s + began_s - arrived_s

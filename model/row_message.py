@@ -7,6 +7,7 @@ nothing. Shape suffixes: N rows in the message, D hidden, K experts per token.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,26 @@ _MOST_KEPT = 256  # numbers of rows whose parts are laid out, before they are fo
 
 
 @dataclass(frozen=True, slots=True)
+class RowShape:
+    """What all messages of a pipeline have in common."""
+
+    max_rows: int  # of a message
+    hidden: int
+    top_k: int
+    dtype: torch.dtype  # of the rows
+    device: torch.device  # where rows lie
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return self.hidden * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
 class MessageParts:
     """Views of a message of N rows. `host_*` are the same memory, for numpy."""
 
+    num_rows: int
     ids_NK: torch.Tensor  # int32, on the host
     weights_NK: torch.Tensor  # fp32, on the host
     rows_ND: torch.Tensor  # in the model's dtype, on the device
@@ -31,47 +49,41 @@ class MessageParts:
 
 
 class RowMessage:
-    """A buffer for up to `max_rows` rows. Routing lies on the host; rows lie on `device`.
+    """A buffer for up to `shape.max_rows` rows. Routing lies on the host; rows lie on `device`.
 
     On CPU both share one buffer, so one send carries them; on GPU they are two. `address` is
     where the routing begins, for the compiled library, which knows the layout as well.
     """
 
-    def __init__(
-        self, max_rows: int, hidden: int, top_k: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.max_rows = max_rows
-        self._hidden = hidden
-        self._top_k = top_k
-        self._dtype = dtype
-        self._row_bytes = hidden * dtype.itemsize
-        self._shared = device.type == "cpu"
-        routing_bytes = self._routing_bytes(max_rows)
-        rows_bytes = max_rows * self._row_bytes
+    def __init__(self, shape: RowShape) -> None:
+        self._shape = shape
+        self._shared = shape.device.type == "cpu"
+        routing_bytes = self._routing_bytes(shape.max_rows)
+        rows_bytes = shape.max_rows * shape.row_bytes
         host_bytes = routing_bytes + (rows_bytes if self._shared else 0)
         self._host = torch.zeros(host_bytes, dtype=torch.uint8)
         self._rows = (
             self._host
             if self._shared
-            else torch.zeros(rows_bytes, dtype=torch.uint8, device=device)
+            else torch.zeros(rows_bytes, dtype=torch.uint8, device=shape.device)
         )
         self.address = self._host.data_ptr()
-        self._count_1 = self._host[:4].view(torch.int32).numpy()
+        self._count = ctypes.c_int32.from_address(self.address)  # of self._host
         self._kept: dict[int, MessageParts] = {}
 
     def _routing_bytes(self, count: int) -> int:
-        raw = _ALIGN + count * self._top_k * 8
+        raw = _ALIGN + count * self._shape.top_k * 8
         return -(-raw // _ALIGN) * _ALIGN
 
     @property
     def count(self) -> int:
         """Rows in the message, as its header says."""
-        return int(self._count_1[0])
+        return self._count.value
 
     def set_count(self, count: int) -> None:
         """Begin a message of `count` rows."""
-        assert 0 <= count <= self.max_rows
-        self._count_1[0] = count
+        assert 0 <= count <= self._shape.max_rows
+        self._count.value = count
 
     def parts(self, count: int) -> MessageParts:
         """The parts of a message of `count` rows."""
@@ -83,21 +95,23 @@ class RowMessage:
         return kept
 
     def _lay_out(self, count: int) -> MessageParts:
-        size = count * self._top_k * 4
+        shape = self._shape
+        size = count * shape.top_k * 4
         end = self._routing_bytes(count)
-        ids_NK = self._host[_ALIGN : _ALIGN + size].view(torch.int32).view(count, self._top_k)
+        ids_NK = self._host[_ALIGN : _ALIGN + size].view(torch.int32).view(count, shape.top_k)
         weights = self._host[_ALIGN + size : _ALIGN + 2 * size].view(torch.float32)
         start = end if self._shared else 0
-        rows = self._rows[start : start + count * self._row_bytes]
+        rows = self._rows[start : start + count * shape.row_bytes]
         return MessageParts(
+            num_rows=count,
             ids_NK=ids_NK,
-            weights_NK=weights.view(count, self._top_k),
-            rows_ND=rows.view(self._dtype).view(count, self._hidden),
+            weights_NK=weights.view(count, shape.top_k),
+            rows_ND=rows.view(shape.dtype).view(count, shape.hidden),
             routing=self._host[:end],
-            whole=self._host[: end + count * self._row_bytes] if self._shared else None,
-            num_bytes=end + count * self._row_bytes,
+            whole=self._host[: end + count * shape.row_bytes] if self._shared else None,
+            num_bytes=end + count * shape.row_bytes,
             host_ids_NK=ids_NK.numpy(),
-            host_weights_NK=weights.view(count, self._top_k).numpy(),
+            host_weights_NK=weights.view(count, shape.top_k).numpy(),
         )
 
     def ids(self, count: int) -> torch.Tensor:

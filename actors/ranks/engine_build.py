@@ -27,6 +27,7 @@ from model.loading import load_decoder, load_experts
 from model.pooling import Pooler
 from model.quantized_cache import QuantizedCache
 from model.rope import Rope
+from model.row_message import RowShape
 from model.weights import expected_shapes
 
 LOAD_WORKERS = 2  # experts read at once where all are: one is packed while another is read
@@ -115,20 +116,16 @@ def colocated_engine(
 
 def exact_dispatcher(plan: ModelPlan, device: torch.device) -> ExactDispatcher:
     """The attention side of the exact dispatcher, sized for the plan's steps; not attached yet."""
-    return ExactDispatcher(
-        max_rows=plan.limits.max_num_batched_tokens,
-        hidden=plan.model.hidden_size,
-        top_k=plan.model.top_k,
-        dtype=plan.torch_dtype,
-        device=device,
-    )
+    return ExactDispatcher(_row_shape(plan, device))
 
 
 def expert_server(plan: ModelPlan, shard: ExpertShard, device: torch.device) -> ExpertServer:
     """The expert side of the exact dispatcher, sized for the plan's steps; not attached yet."""
-    return ExpertServer(
-        shard,
-        num_layers=plan.model.num_layers,
+    return ExpertServer(shard, plan.model.num_layers, _row_shape(plan, device))
+
+
+def _row_shape(plan: ModelPlan, device: torch.device) -> RowShape:
+    return RowShape(
         max_rows=plan.limits.max_num_batched_tokens,
         hidden=plan.model.hidden_size,
         top_k=plan.model.top_k,

@@ -1,12 +1,15 @@
 """Messages between ranks on CPU over sockets, one connection for each pair of ranks.
 
 gloo asks the receiver before each send and passes what comes through a thread of its own. Here
-whoever waits reads and writes itself. A message is its length and tag (16 bytes) and a body.
+whoever waits reads and writes itself. A message is its length and tag (16 bytes) and a body; the
+compiled library sends and receives such messages too (model/cpu_kernels/messages.h).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import select
 import socket
 import struct
@@ -15,10 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from model.exchange import PeerLost
+from model.exchange import HEAD_BYTES, PeerLost
 
 _HEAD = struct.Struct("<qq")
-_HEAD_BYTES = _HEAD.size
 
 
 class SocketGroup:
@@ -45,16 +47,19 @@ class SocketGroup:
         """Start sending a tensor on the host. Raises PeerLost."""
         peer = self._peers[index]
         body = _memory_of(tensor)
-        size = len(body)
-        head = _HEAD.pack(size, tag)
-        sent = 0 if peer.unsent else peer.write([head, body])
-        if sent == _HEAD_BYTES + size:
+        sent = 0 if peer.unsent else peer.write([_HEAD.pack(len(body), tag), body])
+        if sent == HEAD_BYTES + len(body):
             return _SENT
-        work = _Send(self._traffic, tensor, [memoryview(head)])
-        if size:  # a view of nothing cannot be cast
+        return self.send_rest(tensor, index, tag, sent)
+
+    def send_rest(self, tensor: torch.Tensor, index: int, tag: int, num_sent: int) -> _Send:
+        """Go on sending a message of which the kernel has taken so many bytes, head included."""
+        body = _memory_of(tensor)
+        work = _Send(self._traffic, tensor, [memoryview(_HEAD.pack(len(body), tag))])
+        if len(body):  # a view of nothing cannot be cast
             work.left.append(memoryview(body).cast("B"))
-        work.took(sent)
-        peer.unsent.append(work)
+        work.took(num_sent)
+        self._peers[index].unsent.append(work)
         self._traffic.num_unsent += 1
         return work
 
@@ -64,6 +69,19 @@ class SocketGroup:
         work = _Receive(self._traffic, peer, tensor, tag)
         peer.expected.append(work)
         return work
+
+    @property
+    def num_unsent(self) -> int:
+        """Messages of which the kernel has not taken everything."""
+        return self._traffic.num_unsent
+
+    def file(self, index: int) -> int:
+        """The descriptor of the socket to a rank; good for as long as the group is there."""
+        return self._peers[index].end.fileno()
+
+    def lost(self, index: int, number: int) -> PeerLost:
+        """What to raise where the compiled library met this errno: see messages.h."""
+        return self._peers[index].lost(OSError(number, os.strerror(number)))
 
     def abort(self) -> None:
         """Fail what is under way, here and at the other ends. Any thread."""
@@ -181,7 +199,7 @@ class _Peer:
         self.end = end
         self.unsent: deque[_Send] = deque()
         self.expected: deque[_Receive] = deque()
-        self._head = bytearray(_HEAD_BYTES)
+        self._head = bytearray(HEAD_BYTES)
         self._num_head = 0  # bytes of it that are there, of the first that is expected
         self._num_body = 0
 
@@ -192,14 +210,23 @@ class _Peer:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise PeerLost(f"rank {self.index} of the group is gone: {error}") from error
+            raise self.lost(error) from error
+
+    def lost(self, error: OSError) -> PeerLost:
+        """What an error of the connection means."""
+        rank = f"rank {self.index} of the group"
+        if error.errno == errno.EAGAIN:
+            return PeerLost(f"{rank} said nothing in time")
+        if error.errno == errno.EPROTO:
+            return PeerLost(f"{rank} sent another message than the expected one")
+        return PeerLost(f"{rank} is gone: {error}")
 
     def read(self, flags: int) -> None:
         """Go on with the message that is expected first: its head, and then its body."""
         work = self.expected[0]
-        if self._num_head < _HEAD_BYTES:
-            self._num_head += self._receive_into(self._head, self._num_head, _HEAD_BYTES, flags)
-            if self._num_head < _HEAD_BYTES:
+        if self._num_head < HEAD_BYTES:
+            self._num_head += self._receive_into(self._head, self._num_head, HEAD_BYTES, flags)
+            if self._num_head < HEAD_BYTES:
                 return
         size, tag = _HEAD.unpack(self._head)
         if tag != work.tag or not 0 <= size <= len(work.memory):
@@ -222,12 +249,10 @@ class _Peer:
                 received = self.end.recv_into(rest, end - start, flags)
             else:
                 received = self.end.recv_into(memory, end, flags)
-        except BlockingIOError:
-            if flags == socket.MSG_DONTWAIT:
-                return 0
-            raise PeerLost(f"rank {self.index} of the group said nothing in time") from None
         except OSError as error:
-            raise PeerLost(f"rank {self.index} of the group is gone: {error}") from error
+            if isinstance(error, BlockingIOError) and flags == socket.MSG_DONTWAIT:
+                return 0
+            raise self.lost(error) from error
         if not received:
             raise PeerLost(f"rank {self.index} of the group is gone")
         return received

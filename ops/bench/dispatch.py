@@ -20,7 +20,6 @@ from actors.ranks.rendezvous import host_store
 from model.exact_dispatch import ExactDispatcher
 from model.exchange import Exchange
 from ops.bench.dispatch_ranks import (
-    CPU,
     EXPERTS,
     HOST,
     JOIN_TIMEOUT_S,
@@ -84,13 +83,7 @@ def _run(
     plan: DispatchPlan, exchange: Exchange, raw: Mapping[Way, RawExchange]
 ) -> dict[tuple[int, Way], list[float]]:
     """Seconds of every layer that was measured, by (rows, way)."""
-    dispatcher = ExactDispatcher(
-        max_rows=max(plan.rows),
-        hidden=plan.hidden,
-        top_k=plan.top_k,
-        dtype=plan.torch_dtype,
-        device=CPU,
-    )
+    dispatcher = ExactDispatcher(plan.shape)
     dispatcher.attach(exchange, plan.placement)
     counts = {rows: plan.rows_for(rows) for rows in plan.rows}
     times_s: dict[tuple[int, Way], list[float]] = {}
@@ -118,7 +111,7 @@ def _dispatch_turn(
     counts: list[dict[int, int]],
 ) -> list[float]:
     """Each layer waits for the one before, as in a model. The step's header is not timed."""
-    x_TD = torch.ones(rows, plan.hidden, dtype=plan.torch_dtype)
+    x_TD = torch.ones(rows, plan.hidden, dtype=plan.shape.dtype)
     routings = [plan.routing(rows, layer) for layer in range(plan.layers)]
     spent_s = []
     for _ in range(plan.iterations):

@@ -21,7 +21,7 @@ from model.exchange import Exchange, Message, Ranks
 from model.expert_server import ExpertServer
 from model.experts import ExpertShard
 from model.placement import ExpertPlacement, split_evenly
-from model.row_message import RowMessage
+from model.row_message import RowMessage, RowShape
 from model.row_split import RowSplit
 
 CPU = torch.device("cpu")
@@ -65,10 +65,9 @@ class DispatchPlan:
         return split_evenly(self.layers, EXPERTS, self.ranks)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """Of the rows."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+    def shape(self) -> RowShape:
+        """Of all messages."""
+        return RowShape(max(self.rows), self.hidden, self.top_k, getattr(torch, self.dtype), CPU)
 
     def turns(self) -> Iterator[tuple[int, int, Way]]:
         """(rows, round, way) in the order they are measured in; round -1 warms up."""
@@ -121,18 +120,9 @@ def serve_expert_rank(plan: DispatchPlan, port: int, rank: int) -> None:
     """The life of an expert process: the plan's turns, then its end."""
     torch.set_num_threads(1)
     exchanges = plan.meet(port, rank)
-    most = max(plan.rows)
-    server = ExpertServer(
-        EchoShard({}),
-        num_layers=plan.layers,
-        max_rows=most,
-        hidden=plan.hidden,
-        top_k=plan.top_k,
-        dtype=plan.torch_dtype,
-        device=CPU,
-    )
+    server = ExpertServer(EchoShard({}), plan.layers, plan.shape)
     server.attach(exchanges["dispatch"])
-    message = RowMessage(most, plan.hidden, plan.top_k, plan.torch_dtype, CPU)
+    message = RowMessage(plan.shape)
     counts = {rows: [count[rank] for count in plan.rows_for(rows)] for rows in plan.rows}
     for rows, _, way in plan.turns():
         for _ in range(plan.iterations):
@@ -155,11 +145,12 @@ class RawExchange:
 
     def __init__(self, plan: DispatchPlan, exchange: Exchange) -> None:
         self._exchange = exchange
-        most, hidden, dtype = max(plan.rows), plan.hidden, plan.torch_dtype
-        self._messages = {
-            rank: RowMessage(most, hidden, plan.top_k, dtype, CPU) for rank in plan.ranks
+        shape = plan.shape
+        self._messages = {rank: RowMessage(shape) for rank in plan.ranks}
+        self._sums = {
+            rank: torch.empty(shape.max_rows, shape.hidden, dtype=shape.dtype)
+            for rank in plan.ranks
         }
-        self._sums = {rank: torch.empty(most, hidden, dtype=dtype) for rank in plan.ranks}
 
     def layer(self, counts: dict[int, int]) -> None:
         """One round trip with every expert rank."""

@@ -13,8 +13,9 @@ import torch
 from actors.messages import GenerateRequest, TokenEvent
 from actors.ranks.engine_build import colocated_engine
 from actors.scheduling import micro_batches
-from model.exchange import Message, PeerLost
+from model.exchange import PeerLost
 from model.feed_forward import MixtureOfExperts
+from model.row_flight import RowFlight
 from tests.actors.threaded_pipeline import CPU, ThreadedPipeline, running
 from tests.checkpoints import make_checkpoint
 from tests.greedy_reference import (
@@ -95,20 +96,21 @@ def test_an_interrupted_step_runs_again(
         micro_batches=count,
     )
     pipeline = ThreadedPipeline(plan)
-    send = pipeline.exchanges[0].send_rows
-    # Far enough for the first tokens to be out, and an odd number: some of a step's rows are
-    # with the experts when the rank leaves.
-    left = [10 * count * 2 + 1]
+    dispatcher = pipeline.dispatchers[0]
+    combine = dispatcher.combine
+    # Far enough for the first tokens to be out: a step's rows are with the experts then.
+    left = [10 * count]
 
-    def send_rows(rows: torch.Tensor, rank: int) -> Message:
-        if not left[0]:
-            for one in pipeline.exchanges:
-                one.abort()  # as the router has all ranks do
-            raise PeerLost("the test has had enough")
-        left[0] -= 1
-        return send(rows, rank)
+    def interrupted(in_flight: RowFlight) -> torch.Tensor:
+        if left[0]:
+            left[0] -= 1
+            return combine(in_flight)
+        dispatcher.combine = combine  # type: ignore[method-assign]
+        for one in pipeline.exchanges:
+            one.abort()  # as the router has all ranks do
+        raise PeerLost("the test has had enough")
 
-    pipeline.exchanges[0].send_rows = send_rows  # type: ignore[method-assign]
+    dispatcher.combine = interrupted  # type: ignore[method-assign]
     pipeline.start()
     batches = [requests, [replace(one, request_id=f"{one.request_id}-1") for one in requests]]
     for rank, batch in enumerate(batches):

@@ -23,6 +23,7 @@ from model.expert_server import ExpertServer
 from model.experts import Expert, ExpertShard
 from model.micro_batch import even_sizes
 from model.placement import ExpertPlacement, split_evenly
+from model.row_message import RowShape
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -56,6 +57,10 @@ class Scenario:
     def torch_dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    @property
+    def shape(self) -> RowShape:
+        return RowShape(MAX_ROWS, self.hidden, self.top_k, self.torch_dtype, CPU)
 
     @property
     def placement(self) -> ExpertPlacement:
@@ -147,26 +152,14 @@ def meet(scenario: Scenario, port: int, epoch: int, rank: int, timeout_s: float 
 
 
 def dispatcher_of(scenario: Scenario, exchange: Exchange) -> ExactDispatcher:
-    dispatcher = ExactDispatcher(
-        max_rows=MAX_ROWS,
-        hidden=scenario.hidden,
-        top_k=scenario.top_k,
-        dtype=scenario.torch_dtype,
-        device=CPU,
-    )
+    dispatcher = ExactDispatcher(scenario.shape)
     dispatcher.attach(exchange, scenario.placement)
     return dispatcher
 
 
 def server_of(scenario: Scenario, exchange: Exchange) -> ExpertServer:
     server = ExpertServer(
-        scenario.shard(scenario.placement.held_by(exchange.ranks.own)),
-        num_layers=LAYERS,
-        max_rows=MAX_ROWS,
-        hidden=scenario.hidden,
-        top_k=scenario.top_k,
-        dtype=scenario.torch_dtype,
-        device=CPU,
+        scenario.shard(scenario.placement.held_by(exchange.ranks.own)), LAYERS, scenario.shape
     )
     server.attach(exchange)
     return server
@@ -243,7 +236,7 @@ def expert_rank(
     for scenario in scenarios:
         server = server_of(scenario, exchange)
         for inbox in server._inboxes:
-            for message in inbox.values():
+            for message in inbox.messages.values():
                 message._host.fill_(0xFF)  # NaN rows and weights, id -1, count -1
         server.run()
         served.append((server.times.steps, server.times.rows))

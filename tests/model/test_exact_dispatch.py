@@ -18,7 +18,7 @@ from actors.ranks.rendezvous import Rendezvous, host_store
 from configs.process_settings import CpuTransport
 from model.exchange import Exchange, Ranks, StepHeader, agreed_micro_batches
 from model.placement import split_evenly
-from model.row_message import RowMessage
+from model.row_message import RowMessage, RowShape
 from tests.model.dispatch_ranks import (
     CPU,
     HOST,
@@ -204,7 +204,7 @@ def test_ranks_out_of_step_are_an_error(port: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("hidden", "top_k"), [(1, 1), (7, 3), (64, 2), (33, 8)])
 def test_the_parts_of_a_message_do_not_overlap(hidden: int, top_k: int, dtype: torch.dtype) -> None:
-    message = RowMessage(9, hidden, top_k, dtype, CPU)
+    message = RowMessage(RowShape(9, hidden, top_k, dtype, CPU))
     for count in (0, 1, 8, 9):
         message.set_count(count)
         ids = torch.arange(count * top_k, dtype=torch.int32).view(count, top_k) - 1
@@ -218,7 +218,7 @@ def test_the_parts_of_a_message_do_not_overlap(hidden: int, top_k: int, dtype: t
         used = 4 + count * (top_k * 8 + hidden * dtype.itemsize)
         assert used <= len(whole) < used + 32
         assert len(message.routing(count)) == len(whole) - count * hidden * dtype.itemsize
-        other = RowMessage(9, hidden, top_k, dtype, CPU)
+        other = RowMessage(RowShape(9, hidden, top_k, dtype, CPU))
         other.whole(9).fill_(0xFF)
         other.whole(9)[: len(whole)] = whole
         assert other.count == count

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.cpu_kernels.row_flight import KernelRowFlight, make_row_flight
 from model.placement import ExpertPlacement
 from model.row_flight import RowFlight
+from model.row_message import RowShape
 from model.row_split import RowSplit
 from tests.compiled_kernels import compiled_library
 
@@ -30,9 +31,10 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL | None:
 
 
 def flight_of(library: ctypes.CDLL | None, top_k: int, dtype: torch.dtype) -> RowFlight:
+    shape = RowShape(MOST_ROWS, HIDDEN, top_k, dtype, CPU)
     if library is None:
-        return RowFlight(RANKS, MOST_ROWS, HIDDEN, top_k, dtype, CPU)
-    return KernelRowFlight(library, RANKS, MOST_ROWS, HIDDEN, top_k, dtype, CPU)
+        return RowFlight(RANKS, shape)
+    return KernelRowFlight(library, RANKS, shape)
 
 
 @given(
@@ -97,5 +99,5 @@ def test_each_rank_gets_its_rows_and_each_row_its_sums(
 
 
 def test_rows_on_another_device_are_packed_by_torch() -> None:
-    args = (RANKS, MOST_ROWS, HIDDEN, 2, torch.bfloat16)
-    assert type(make_row_flight(*args, torch.device("meta"))) is RowFlight
+    elsewhere = RowShape(MOST_ROWS, HIDDEN, 2, torch.bfloat16, torch.device("meta"))
+    assert type(make_row_flight(RANKS, elsewhere)) is RowFlight
