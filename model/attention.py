@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from model.config import ModelConfig
 from model.cpu_kernels.decode_layer import PackedMatrix
-from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.in_use import kernels_for
 from model.kv_cache import KVCache
 from model.linear import Linear
 from model.projection import StoredMatrix, project, project_together

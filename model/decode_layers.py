@@ -17,7 +17,7 @@ from model.cpu_kernels.decode_layer import (
     LayerShape,
     PackedMatrix,
 )
-from model.cpu_kernels.library import load_kernels
+from model.cpu_kernels.in_use import load_kernels
 from model.decoder_weights import DecoderLayer, DecoderWeights
 from model.feed_forward import Choice
 from model.gate import Gate

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.cpu_kernels.library import CpuKernels, kernels_for
+from model.cpu_kernels.in_use import kernels_for
+from model.cpu_kernels.library import CpuKernels
 from model.cpu_kernels.quantized_packing import pack_quantized, quantized_in_turns
 from model.low_rank_experts import LowRankExpert, LowRankLayer, low_rank_expert
 from model.projection import StoredMatrix, project, project_together

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model.cpu_kernels.decode_layer import PackedMatrix
-from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.in_use import kernels_for
 from model.linear import Linear
 
 

@@ -19,7 +19,7 @@ from model.attention import Attention
 from model.bitsandbytes_matrix import EightBitMatrix, FourBitMatrix, read_matrix
 from model.checkpoint import Checkpoint, OnRead
 from model.config import ModelConfig
-from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.in_use import kernels_for
 from model.decoder_weights import DecoderLayer, DecoderWeights
 from model.experts import AnyExpert, ExpertShard, PackedExpert, make_expert
 from model.gate import Gate

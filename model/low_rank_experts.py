@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from model.cpu_kernels.library import CpuKernels, kernels_for
+from model.cpu_kernels.in_use import kernels_for
+from model.cpu_kernels.library import CpuKernels
 from model.cpu_kernels.mixture import LowRankAddresses
 from model.cpu_kernels.quantized_packing import pack_quantized
 from model.projection import Factors, Plain, StoredMatrix

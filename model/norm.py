@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.in_use import kernels_for
 
 
 class RMSNorm:

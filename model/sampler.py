@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from model.counter_random import uniforms
-from model.cpu_kernels.library import kernels_for
+from model.cpu_kernels.in_use import kernels_for
 from model.sampling_params import SamplingParams, TokenLogprobs
 from model.token_weights import (
     full_weight,

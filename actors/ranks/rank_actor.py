@@ -111,7 +111,7 @@ class RankActor:
         from actors.ranks.attention import AttentionRank
         from actors.ranks.expert import ExpertRank
         from actors.ranks.rank_life import RankLife
-        from model.cpu_kernels.library import use_threads
+        from model.cpu_kernels.in_use import use_threads
 
         plan: ModelPlan = pickle.loads(self._packed_plan)
         threads = plan.attention_threads if is_attention else plan.expert_threads

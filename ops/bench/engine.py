@@ -12,7 +12,7 @@ import torch
 from actors.model_plan import ModelPlan, plan_model
 from configs.model_settings import Dtype, Quantization
 from configs.schema import WindroseConfig
-from model.cpu_kernels.library import load_kernels
+from model.cpu_kernels.in_use import load_kernels
 from ops.bench.engine_report import FIGURES_OF, progress_of, result_of, table_of
 from ops.bench.floor import DecodeFloor, Floor, PrefillFloor
 from ops.bench.own_engine import Generated, OwnEngine, Peer

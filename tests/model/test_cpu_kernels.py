@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.cpu_kernels.library import CpuKernels, kernels_for
+from model.cpu_kernels.in_use import kernels_for
+from model.cpu_kernels.library import CpuKernels
 from model.experts import Expert, ExpertShard, PackedExpert, make_expert
 from model.rope import rotate
 from tests.compiled_kernels import kernels_in_use, variants_and_threads

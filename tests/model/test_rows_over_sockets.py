@@ -34,7 +34,8 @@ CPU = torch.device("cpu")
 TIMEOUT_S = 20.0
 LAYERS, EXPERTS, TOP_K = 2, 8, 2
 HIDDEN = 256
-MANY = 900  # rows of more bytes than a socket takes
+MANY = 900  # rows of far more bytes than a socket takes, in thirds too
+SEND_BUFFER_BYTES = 16 * 1024
 Ends = dict[int, socket.socket]
 
 
@@ -42,6 +43,8 @@ def connected(pairs: Sequence[tuple[int, int]], size: int) -> list[Ends]:
     ends: list[Ends] = [{} for _ in range(size)]
     for a, b in pairs:
         ends[a][b], ends[b][a] = socket.socketpair()
+        for end in (ends[a][b], ends[b][a]):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return ends
 
 
