@@ -44,7 +44,7 @@ def kernels_in_use(variant: str, num_threads: int) -> Iterator[CpuKernels]:
     """The model runs on this variant of the kernels, with so many threads."""
     kernels = CpuKernels(compiled_library(variant), num_threads)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("model.cpu_kernels.library", "model.decode_layers"):
+        for module in ("model.cpu_kernels.in_use", "model.decode_layers"):
             patch.setattr(f"{module}.load_kernels", lambda: kernels)
         yield kernels
 

@@ -61,7 +61,7 @@ def test_in_bfloat16_the_kernels_agree_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str, kernels: str
 ) -> None:
     if kernels == "torch":
-        monkeypatch.setattr("model.cpu_kernels.library.load_kernels", lambda: None)
+        monkeypatch.setattr("model.cpu_kernels.in_use.load_kernels", lambda: None)
     directory = make_checkpoint(tmp_path / "plain", hidden=96, head_dim=32, dtype="bfloat16")
     wide = tmp_path / "wide"
     reference = load_reference(rounded(directory, wide, BITS[quantization]))
