@@ -107,7 +107,7 @@ class KernelRowFlight(RowFlight):
         sockets = self._sockets
         if sockets is None:
             return super().launch(layer, x_TD, ids_TK, weights_TK, split)
-        self._arrivals, self._sends = [], []
+        self._sends = []
         if sockets.num_unsent:  # which go first
             counts = self.pack(layer, x_TD, ids_TK, weights_TK, split)
             self._sends = self._send_whole(counts)
