@@ -18,7 +18,9 @@ import torch.nn.functional as F
 
 from model.quantization import GROUP, CompactMatrix, QuantizedMatrix
 
-_VECTOR = 16  # inputs that torch's int8 kernel reads at once: aligned, and past the end of others
+# Inputs that torch's int8 kernel (16) and oneDNN's with AMX (32) read at once: the former aligned,
+# both past a row's end, where NaN of the next row would count.
+_VECTOR = 32
 _ALIGNED_BYTES = 32  # of such rows
 _TILE = 16  # outputs, for int4
 _PACKED_AT_ONCE = 4096  # outputs, in whole tiles of any layout: torch packs int4 from int32
