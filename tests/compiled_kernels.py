@@ -12,8 +12,10 @@ import pytest
 from model.cpu_kernels.binary import load_variant
 from model.cpu_kernels.library import CpuKernels
 
+_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 _NEEDED = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "amx": {*_AVX512, "amx_tile", "amx_bf16"},
+    "avx512": _AVX512,
     "avx2": {"avx2", "fma"},
 }
 

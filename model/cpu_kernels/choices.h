@@ -1,10 +1,12 @@
 // The rows of a layer's experts, and what their kernels have in common.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "panels.h"
 #include "pool.h"
+#include "room.h"
 
 namespace windrose {
 
@@ -22,6 +24,12 @@ struct Choices {
   std::vector<Work> work;
 
   int64_t count() const { return int64_t(rows.size()); }
+
+  int64_t most_blocks() const {
+    int64_t most = 0;
+    for (const Work& one : work) most = std::max(most, one.blocks.count);
+    return most;
+  }
 
   // Sorts by expert what ids [num_rows, top_k] choose; those below 0 are nobody's. Returns 0, or
   // 1 + an id that `held(id)` denies.
@@ -53,15 +61,15 @@ struct Choices {
     return 0;
   }
 
-  // Packs everybody's rows of x [.., 2 * pairs] into `out`, block after block.
-  void pack(const bf16* x, int64_t stride, int64_t pairs, std::vector<RowPair>& out, int threads) {
-    if (out.size() < size_t(count() * pairs)) out.resize(count() * pairs);
+  // Packs everybody's rows of x [.., 2 * pairs] into `room`, block after block.
+  void pack(const bf16* x, int64_t stride, int64_t pairs, Room<RowPair>& room, int threads) {
+    RowPair* const out = room.fit(count() * pairs);
     pool().run(threads, int64_t(work.size()), 1, [&](int64_t w) {
       const Work& one = work[w];
       for (int64_t b = 0; b < one.blocks.count; ++b) {
         const int64_t first = one.first + one.blocks.first(b);
         pack_rows(x, stride, rows.data() + first, one.blocks.size(b), pairs,
-                  out.data() + first * pairs);
+                  out + first * pairs);
       }
     });
   }
@@ -75,21 +83,27 @@ struct Down {
 };
 
 // y[rows, width] = sum over the choices of weight * row times matrix; `down(work)` has them.
-// Every task is 32 outputs, of all experts in order, so that nobody else adds to them.
+// Every task is some panels of 32 outputs, of all experts in order, so that nobody else adds to
+// them.
 template <class Form, typename Of>
 void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y, int threads) {
   const int64_t out_panels = (width + kPanel - 1) / kPanel;
-  pool().run(threads, out_panels, 1, [&](int64_t p) {
-    static thread_local std::vector<float> sums_here;
-    sums_here.assign(rows * kPanel, 0.0f);
+  const int64_t side = panels_at_once(1, out_panels, threads, s.most_blocks());
+  pool().run(threads, (out_panels + side - 1) / side, 1, [&](int64_t task) {
+    static thread_local Room<float> room;
+    const int64_t p = task * side;
+    const int count = int(out_panels - p < side ? out_panels - p : side);
+    float* const sums_here = room.fit(count * rows * kPanel);  // [panel][row][32]
+    std::fill_n(sums_here, count * rows * kPanel, 0.0f);
     for (const Work& work : s.work) {
       const Down from = down(work);
-      const Panel<Form> panel(from.matrix + p * Form::panel_bytes(from.pairs), from.pairs,
-                              work.blocks.count);
-      panel.multiply(from.rows, work.blocks, [&](auto size, int64_t first, auto& sums) {
-        for (int r = 0; r < decltype(size)::value; ++r) {
+      const Panels<Form> panels(from.matrix + p * Form::panel_bytes(from.pairs), count,
+                                from.pairs);
+      panels.multiply(from.rows, work.blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+        float* const of_panel = sums_here + panel * rows * kPanel;
+        for (int r = 0; r < size; ++r) {
           const int64_t choice = work.first + first + r;
-          float* to = sums_here.data() + s.rows[choice] * kPanel;
+          float* to = of_panel + s.rows[choice] * kPanel;
           const Floats weight = all(s.weights[choice]);
           for (int half = 0; half < 2; ++half) {
             const Floats old = load(to + 16 * half);
@@ -98,12 +112,15 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
         }
       });
     }
-    const int valid = int(width - p * kPanel < kPanel ? width - p * kPanel : kPanel);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* from = sums_here.data() + r * kPanel;
-      bf16* out = y + r * width + p * kPanel;
-      store_bf16(out, load(from), valid);
-      if (valid > 16) store_bf16(out + 16, load(from + 16), valid - 16);
+    for (int panel = 0; panel < count; ++panel) {
+      const int64_t output = (p + panel) * kPanel;
+      const int valid = int(width - output < kPanel ? width - output : kPanel);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* from = sums_here + (panel * rows + r) * kPanel;
+        bf16* out = y + r * width + output;
+        store_bf16(out, load(from), valid);
+        if (valid > 16) store_bf16(out + 16, load(from + 16), valid - 16);
+      }
     }
   });
 }
@@ -112,14 +129,6 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
 inline Floats swiglu(Floats gate, Floats up) {
   const Floats e = exp_of(zeros() - gate);
   return gate / (all(1.0f) + e) * up;
-}
-
-// Stores 16 values of row r of a block of ROWS as its next pairs, `valid` of them.
-template <int ROWS>
-inline void store_pairs(Floats values, int r, int valid, RowPair* out) {
-  alignas(32) Pair pairs[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), to_bf16(values));
-  for (int k = 0; k < valid; ++k) out[k * ROWS + r] = row_pair(pairs[k]);
 }
 
 }  // namespace windrose

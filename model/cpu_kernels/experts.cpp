@@ -1,6 +1,4 @@
 // The experts of one layer over the rows that chose them: SwiGLU blocks, weighted and summed.
-#include <vector>
-
 #include "choices.h"
 
 using namespace windrose;
@@ -10,8 +8,8 @@ namespace {
 // Buffers that live as long as their thread; they grow to the largest step.
 struct Scratch {
   Choices choices;
-  std::vector<RowPair> inputs;
-  std::vector<RowPair> hidden;
+  Room<RowPair> inputs;
+  Room<RowPair> hidden;
 };
 
 // Both products of every expert over its rows, packed in `s.inputs`, and the sum into y.
@@ -23,21 +21,21 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
   const int64_t hidden_pairs = inner / 2;
   const int64_t num_work = int64_t(s.choices.work.size());
 
-  // Up: every task is 16 hidden values of one expert, for all its rows.
-  pool().run(threads, num_work * hidden_panels, 4, [&](int64_t task) {
-    const Work& work = s.choices.work[task / hidden_panels];
-    const int64_t p = task % hidden_panels;
-    const int valid = int(inner - p * 16 < 16 ? inner - p * 16 : 16) / 2;
-    const Panel<Form> panel(w13[work.expert] + p * Form::panel_bytes(in_pairs), in_pairs,
-                            work.blocks.count);
+  // Up: every task is some panels of one expert, each 16 hidden values, for all its rows.
+  const int64_t bytes = Form::panel_bytes(in_pairs);
+  const int64_t side =
+      panels_at_once(4, hidden_panels * num_work, threads, s.choices.most_blocks());
+  const int64_t tasks = (hidden_panels + side - 1) / side;  // of each expert
+  pool().run(threads, num_work * tasks, 1, [&](int64_t task) {
+    const Work& work = s.choices.work[task / tasks];
+    const int64_t p = task % tasks * side;
+    const int count = int(hidden_panels - p < side ? hidden_panels - p : side);
+    const Panels<Form> panels(w13[work.expert] + p * bytes, count, in_pairs);
     const RowPair* inputs = s.inputs.data() + work.first * in_pairs;
-    panel.multiply(inputs, work.blocks, [&](auto size, int64_t first, auto& sums) {
-      constexpr int kRows = decltype(size)::value;
-      RowPair* out = s.hidden.data() + (work.first + first) * hidden_pairs + p * 8 * kRows;
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        store_pairs<kRows>(swiglu(sums[r][0], sums[r][1]), r, valid, out);
-      }
+    panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+      RowPair* block = s.hidden.data() + (work.first + first) * hidden_pairs;
+      store_pairs(size, 8 * (p + panel), hidden_pairs, block,
+                  [&](int r) { return swiglu(sums[r][0], sums[r][1]); });
     });
   });
 
@@ -67,9 +65,7 @@ int64_t windrose_experts(const bf16* x, int64_t x_stride, const int64_t* ids, co
                                          [&](int64_t id) { return w13[id] != nullptr; });
   if (missing) return missing;
   s.choices.pack(x, x_stride, width / 2, s.inputs, threads);
-  if (s.hidden.size() < size_t(s.choices.count() * hidden_pairs)) {
-    s.hidden.resize(s.choices.count() * hidden_pairs);
-  }
+  s.hidden.fit(s.choices.count() * hidden_pairs);
   with_form(bits, [&](auto form) {
     multiply_experts<decltype(form)>(s, w13, w2, rows, width, inner, y, threads);
   });

@@ -1,10 +1,16 @@
 // Packing of matrices, and y = x w^T over a packed one.
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "kernels.h"
 #include "panels.h"
 #include "pool.h"
+#include "room.h"
 
 using namespace windrose;
 
@@ -23,18 +29,24 @@ void pack_half(const bf16* rows, int64_t exist, int64_t inputs, Pair* out) {
 
 extern "C" {
 
-// 1 if this machine can run these kernels.
+// 1 if this machine can run these kernels; the process may then use what they need.
 int windrose_supported() {
 #ifdef __AVX512BF16__
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl");
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl")) {
+    return 0;
+  }
+#ifdef __AMX_BF16__
+  // Linux grants the tiles' registers to who asks (Documentation/arch/x86/xstate.rst).
+  constexpr int kAskForState = 0x1023, kTileData = 18;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#endif
+  return 1;
 #else
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
 }
-
-// 1 if oneDNN has something better for this machine (AMX).
-int windrose_outdone() { return __builtin_cpu_supports("amx-bf16") != 0; }
 
 // out: ceil(outputs / 32) panels of `inputs` * 32 bf16. `inputs` is even.
 void windrose_pack(const bf16* weight, bf16* out, int64_t outputs, int64_t inputs) {
@@ -63,9 +75,8 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
   const int64_t pairs = inputs / 2;
   const int64_t panels = (outputs + kPanel - 1) / kPanel;
   const Blocks blocks(rows);
-  static thread_local std::vector<RowPair> scratch;
-  if (scratch.size() < size_t(rows * pairs)) scratch.resize(rows * pairs);
-  RowPair* const packed_rows = scratch.data();
+  static thread_local Room<RowPair> room;
+  RowPair* const packed_rows = room.fit(rows * pairs);
   pool().run(threads, blocks.count, 1, [&](int64_t b) {
     const int64_t first = blocks.first(b);
     pack_rows(x + first * x_stride, x_stride, nullptr, blocks.size(b), pairs,
@@ -73,13 +84,18 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
   });
   with_form(bits, [&](auto form) {
     using Form = decltype(form);
-    pool().run(threads, panels, 2, [&](int64_t p) {
-      const Panel<Form> panel(packed + p * Form::panel_bytes(pairs), pairs, blocks.count);
-      const int width = int(outputs - p * kPanel < kPanel ? outputs - p * kPanel : kPanel);
-      panel.multiply(packed_rows, blocks, [&](auto size, int64_t first, auto& sums) {
-        bf16* out = y + first * outputs + p * kPanel;
-#pragma GCC unroll 16
-        for (int r = 0; r < decltype(size)::value; ++r) {
+    const int64_t bytes = Form::panel_bytes(pairs);
+    const int64_t side = panels_at_once(2, panels, threads, blocks.count);
+    pool().run(threads, (panels + side - 1) / side, 1, [&](int64_t task) {
+      const int64_t p = task * side;
+      const int count = int(panels - p < side ? panels - p : side);
+      const Panels<Form> some(packed + p * bytes, count, pairs);
+      some.multiply(packed_rows, blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+        const int64_t output = (p + panel) * kPanel;
+        const int width = int(outputs - output < kPanel ? outputs - output : kPanel);
+        bf16* out = y + first * outputs + output;
+        WINDROSE_UNROLL
+        for (int r = 0; r < size; ++r) {
           store_bf16(out + r * outputs, sums[r][0], width);
           if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
         }

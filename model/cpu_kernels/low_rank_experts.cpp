@@ -16,7 +16,7 @@ struct LowRank {
 
 // Values between products: of each expert's rows, block after block, from where `at` says.
 struct Values {
-  std::vector<RowPair> pairs;
+  Room<RowPair> pairs;
   std::vector<int64_t> at;  // by work
 
   // Makes room for `per_row(work)` pairs a row.
@@ -28,7 +28,7 @@ struct Values {
       at.push_back(total);
       total += work.blocks.rows * per_row(work);
     }
-    if (pairs.size() < size_t(total)) pairs.resize(total);
+    pairs.fit(total);
   }
 };
 
@@ -42,7 +42,7 @@ struct Task {  // 32 outputs of one product of one expert
 struct Scratch {
   Choices choices;
   std::vector<Task> tasks;
-  std::vector<RowPair> inputs;
+  Room<RowPair> inputs;
   Values narrow1, narrow3, hidden, narrow2;
 };
 
@@ -52,16 +52,13 @@ int64_t panels_of(int64_t outputs) { return (outputs + kPanel - 1) / kPanel; }
 template <class Form>
 void multiply_panel(const Work& work, const uint8_t* matrix, int64_t p, int64_t outputs,
                     const RowPair* rows, int64_t in_pairs, RowPair* results) {
-  const Panel<Form> panel(matrix + p * Form::panel_bytes(in_pairs), in_pairs, work.blocks.count);
+  const Panels<Form> panel(matrix + p * Form::panel_bytes(in_pairs), 1, in_pairs);
   const int64_t out_pairs = outputs / 2;
-  const int valid = int(out_pairs - p * 16 < 16 ? out_pairs - p * 16 : 16);
-  panel.multiply(rows, work.blocks, [&](auto size, int64_t first, auto& sums) {
-    constexpr int kRows = decltype(size)::value;
-    RowPair* out = results + first * out_pairs + p * 16 * kRows;
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      store_pairs<kRows>(sums[r][0], r, valid < 8 ? valid : 8, out);
-      if (valid > 8) store_pairs<kRows>(sums[r][1], r, valid - 8, out + 8 * kRows);
+  panel.multiply(rows, work.blocks, [&](auto size, int64_t first, int, auto& sums) {
+    RowPair* block = results + first * out_pairs;
+    for (int half = 0; half < 2; ++half) {
+      if (16 * p + 8 * half >= out_pairs) break;
+      store_pairs(size, 16 * p + 8 * half, out_pairs, block, [&](int r) { return sums[r][half]; });
     }
   });
 }
@@ -70,31 +67,26 @@ void multiply_panel(const Work& work, const uint8_t* matrix, int64_t p, int64_t 
 template <class Form>
 void multiply_gated(const Work& work, const LowRank& e, int64_t p, int64_t inner,
                     const RowPair* gate_rows, const RowPair* up_rows, RowPair* results) {
-  static thread_local std::vector<float> gates;
-  gates.resize(work.blocks.rows * kPanel);
+  static thread_local Room<float> room;
+  float* const gates = room.fit(work.blocks.rows * kPanel);
   const int64_t out_pairs = inner / 2;
-  const int valid = int(out_pairs - p * 16 < 16 ? out_pairs - p * 16 : 16);
   const auto each = [&](const uint8_t* matrix, int64_t rank, const RowPair* rows, auto&& take) {
-    const Panel<Form> panel(matrix + p * Form::panel_bytes(rank / 2), rank / 2,
-                            work.blocks.count);
+    const Panels<Form> panel(matrix + p * Form::panel_bytes(rank / 2), 1, rank / 2);
     panel.multiply(rows, work.blocks, take);
   };
-  each(e.second1, e.rank1, gate_rows, [&](auto size, int64_t first, auto& sums) {
-    for (int r = 0; r < decltype(size)::value; ++r) {
-      store(gates.data() + (first + r) * kPanel, sums[r][0]);
-      store(gates.data() + (first + r) * kPanel + 16, sums[r][1]);
+  each(e.second1, e.rank1, gate_rows, [&](auto size, int64_t first, int, auto& sums) {
+    for (int r = 0; r < size; ++r) {
+      store(gates + (first + r) * kPanel, sums[r][0]);
+      store(gates + (first + r) * kPanel + 16, sums[r][1]);
     }
   });
-  each(e.second3, e.rank3, up_rows, [&](auto size, int64_t first, auto& sums) {
-    constexpr int kRows = decltype(size)::value;
-    RowPair* out = results + first * out_pairs + p * 16 * kRows;
-    for (int r = 0; r < kRows; ++r) {
-      const float* gate = gates.data() + (first + r) * kPanel;
-      store_pairs<kRows>(swiglu(load(gate), sums[r][0]), r, valid < 8 ? valid : 8, out);
-      if (valid > 8) {
-        store_pairs<kRows>(swiglu(load(gate + 16), sums[r][1]), r, valid - 8,
-                           out + 8 * kRows);
-      }
+  each(e.second3, e.rank3, up_rows, [&](auto size, int64_t first, int, auto& sums) {
+    RowPair* block = results + first * out_pairs;
+    for (int half = 0; half < 2; ++half) {
+      if (16 * p + 8 * half >= out_pairs) break;
+      store_pairs(size, 16 * p + 8 * half, out_pairs, block, [&](int r) {
+        return swiglu(load(gates + (first + r) * kPanel + 16 * half), sums[r][half]);
+      });
     }
   });
 }

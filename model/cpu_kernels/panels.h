@@ -9,18 +9,18 @@
 #pragma once
 
 #include <type_traits>
-#include <vector>
 
 #include "matmul.h"
+#include "room.h"
 
 namespace windrose {
-
-
 
 constexpr int kGroupPairs = 64;  // 128 inputs share a scale of int4
 constexpr int kPrefetchBytes = 4 * kPrefetchPairs;
 // More rows than these, and numbers are turned into bf16 ahead: what the sums leave room for.
-#ifdef __AVX512BF16__
+#if defined(__AMX_BF16__)
+constexpr int kFusedRows = 0;  // tiles read numbers from memory
+#elif defined(__AVX512BF16__)
 constexpr int kFusedRows = 4;
 #else
 constexpr int kFusedRows = 2;
@@ -30,59 +30,79 @@ inline void prefetch(const uint8_t* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes), _MM_HINT_T0);
 }
 
-template <int ROWS>
-inline void clear(Floats (&sums)[ROWS][2]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = zeros();
+template <class Size>
+inline void clear(Size size, Floats (&sums)[Size::value][2]) {
+  WINDROSE_UNROLL
+  for (int r = 0; r < size; ++r) sums[r][0] = sums[r][1] = zeros();
 }
 
 // to = scales * from, or to += scales * from.
-template <int ROWS, bool ADD>
-inline void scale(const float* scales, Floats (&from)[ROWS][2], Floats (&to)[ROWS][2]) {
+template <bool ADD, class Size>
+inline void scale(Size size, const float* scales, Floats (&from)[Size::value][2],
+                  Floats (&to)[Size::value][2]) {
   const Floats low = load(scales);
   const Floats high = load(scales + 16);
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
+  WINDROSE_UNROLL
+  for (int r = 0; r < size; ++r) {
     to[r][0] = ADD ? fma(low, from[r][0], to[r][0]) : low * from[r][0];
     to[r][1] = ADD ? fma(high, from[r][1], to[r][1]) : high * from[r][1];
   }
 }
 
-template <int ROWS, class Weights>
-inline void multiply_pair(const RowPair* rows, Weights low, Weights high,
-                          Floats (&sums)[ROWS][2]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
+template <class Size, class Weights>
+inline void multiply_pair(Size size, const RowPair* rows, Weights low, Weights high,
+                          Floats (&sums)[Size::value][2]) {
+  WINDROSE_UNROLL
+  for (int r = 0; r < size; ++r) {
     sums[r][0] = dot(sums[r][0], rows[r], low);
     sums[r][1] = dot(sums[r][1], rows[r], high);
   }
 }
 
+// Some inputs of a panel: whole groups, but for its last ones.
+struct Piece {
+  const uint8_t* numbers;
+  const float* scales;
+  int64_t pairs;
+};
+
 struct Bf16 {
   static int64_t panel_bytes(int64_t pairs) { return pairs * kPanel * int64_t(sizeof(Pair)); }
 
-  // The panel's numbers as bf16; `buffer` is room for them where they are something else.
-  static const Pair* numbers(const uint8_t* panel, int64_t, Pair*) {
-    return reinterpret_cast<const Pair*>(panel);
+  static Piece piece(const uint8_t* panel, int64_t, int64_t first, int64_t count) {
+    return {panel + panel_bytes(first), nullptr, count};
   }
 
-  // sums = rows times the panel, whose numbers are there as bf16 already.
-  template <int ROWS>
-  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t*,
-                               int64_t pairs, Floats (&sums)[ROWS][2]) {
-    windrose::multiply<ROWS>(rows, numbers, pairs, sums);
+  // The piece's numbers as bf16; `buffer` is room for them where they are something else.
+  static const Pair* numbers(const Piece& of, Pair*) {
+    return reinterpret_cast<const Pair*>(of.numbers);
   }
 
-  // The same in one pass over the panel.
-  template <int ROWS>
-  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
-                       Floats (&sums)[ROWS][2]) {
-    windrose::multiply<ROWS>(rows, reinterpret_cast<const Pair*>(panel), pairs, sums);
+  // sums += rows times the piece, whose numbers are there as bf16 already; after the last of them
+  // `finish`.
+  template <class Size>
+  static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
+                  Floats (&sums)[Size::value][2], Ahead& ahead) {
+    multiply_onto(size, rows, numbers, of.pairs, sums, ahead);
+  }
+  template <class Size>
+  static void finish(Size, const Piece&, Floats (&)[Size::value][2]) {}
+
+  // sums = rows times the piece, in one pass over it.
+  template <class Size>
+  static void multiply(Size size, const RowPair* rows, const Piece& of,
+                       Floats (&sums)[Size::value][2]) {
+    Ahead ahead{of.numbers + kPrefetchBytes, 2 * kStep};
+    windrose::multiply(size, rows, numbers(of, nullptr), of.pairs, sums, ahead);
   }
 };
 
 struct Int8 {
   static int64_t panel_bytes(int64_t pairs) { return kPanel * 4 + pairs * 64; }
+
+  static Piece piece(const uint8_t* panel, int64_t, int64_t first, int64_t count) {
+    return {panel + kPanel * 4 + first * 64, reinterpret_cast<const float*>(panel), count};
+  }
 
   static void turn(const uint8_t* at, int64_t pairs, Pair* out) {
     for (int64_t k = 0; k < pairs; ++k) {
@@ -92,38 +112,42 @@ struct Int8 {
     }
   }
 
-  static const Pair* numbers(const uint8_t* panel, int64_t pairs, Pair* buffer) {
-    turn(panel + kPanel * 4, pairs, buffer);
+  static const Pair* numbers(const Piece& of, Pair* buffer) {
+    turn(of.numbers, of.pairs, buffer);
     return buffer;
   }
 
-  template <int ROWS>
-  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t* panel,
-                               int64_t pairs, Floats (&sums)[ROWS][2]) {
-    windrose::multiply<ROWS>(rows, numbers, pairs, sums);
-    scale<ROWS, false>(reinterpret_cast<const float*>(panel), sums, sums);
+  template <class Size>
+  static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
+                  Floats (&sums)[Size::value][2], Ahead& ahead) {
+    multiply_onto(size, rows, numbers, of.pairs, sums, ahead);
+  }
+  template <class Size>
+  static void finish(Size size, const Piece& of, Floats (&sums)[Size::value][2]) {
+    scale<false>(size, of.scales, sums, sums);
   }
 
-  template <int ROWS>
-  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
-                       Floats (&sums)[ROWS][2]) {
-    const uint8_t* data = panel + kPanel * 4;
-    clear<ROWS>(sums);
-    if constexpr (ROWS <= kFusedRows) {
-      for (int64_t k = 0; k < pairs; ++k) {
-        const uint8_t* at = data + 64 * k;
+  template <class Size>
+  static void multiply(Size size, const RowPair* rows, const Piece& of,
+                       Floats (&sums)[Size::value][2]) {
+    clear(size, sums);
+    if constexpr (Size::value <= kFusedRows) {
+      for (int64_t k = 0; k < of.pairs; ++k) {
+        const uint8_t* at = of.numbers + 64 * k;
         prefetch(at);
-        multiply_pair<ROWS>(rows + k * ROWS, numbers_of_bytes(at), numbers_of_bytes(at + 32), sums);
+        multiply_pair(size, rows + k * size, numbers_of_bytes(at), numbers_of_bytes(at + 32),
+                      sums);
       }
     } else {
       alignas(64) Pair buffer[kGroupPairs * kPanel];
-      for (int64_t k = 0; k < pairs; k += kGroupPairs) {
-        const int64_t some = pairs - k < kGroupPairs ? pairs - k : kGroupPairs;
-        turn(data + 64 * k, some, buffer);
-        multiply_onto<ROWS>(rows + k * ROWS, buffer, some, sums);
+      Ahead nothing;
+      for (int64_t k = 0; k < of.pairs; k += kGroupPairs) {
+        const int64_t some = of.pairs - k < kGroupPairs ? of.pairs - k : kGroupPairs;
+        turn(of.numbers + 64 * k, some, buffer);
+        multiply_onto(size, rows + k * size, buffer, some, sums, nothing);
       }
     }
-    scale<ROWS, false>(reinterpret_cast<const float*>(panel), sums, sums);
+    scale<false>(size, of.scales, sums, sums);
   }
 };
 
@@ -132,6 +156,12 @@ struct Int4 {
 
   static int64_t panel_bytes(int64_t pairs) {
     return groups(pairs) * kPanel * 4 + (pairs + 1) / 2 * 64;
+  }
+
+  static Piece piece(const uint8_t* panel, int64_t pairs, int64_t first, int64_t count) {
+    const float* scales = reinterpret_cast<const float*>(panel);
+    return {panel + groups(pairs) * kPanel * 4 + first * 32, scales + first / kGroupPairs * kPanel,
+            count};
   }
 
   static void two_pairs(const uint8_t* at, const Nibbles& nibbles, Pairs (&out)[4]) {
@@ -153,95 +183,162 @@ struct Int4 {
     }
   }
 
-  static const Pair* numbers(const uint8_t* panel, int64_t pairs, Pair* buffer) {
-    turn(panel + groups(pairs) * kPanel * 4, pairs, Nibbles(), buffer);
+  static const Pair* numbers(const Piece& of, Pair* buffer) {
+    turn(of.numbers, of.pairs, Nibbles(), buffer);
     return buffer;
   }
 
-  template <int ROWS>
-  static void multiply_numbers(const RowPair* rows, const Pair* numbers, const uint8_t* panel,
-                               int64_t pairs, Floats (&sums)[ROWS][2]) {
-    const float* scales = reinterpret_cast<const float*>(panel);
-    clear<ROWS>(sums);
-    for (int64_t k = 0; k < pairs; k += kGroupPairs, scales += kPanel) {
-      const int64_t some = pairs - k < kGroupPairs ? pairs - k : kGroupPairs;
-      Floats group[ROWS][2];
-      windrose::multiply<ROWS>(rows + k * ROWS, numbers + k * kPanel, some, group);
-      scale<ROWS, true>(scales, group, sums);
+  template <class Size>
+  static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
+                  Floats (&sums)[Size::value][2], Ahead& ahead) {
+    const float* scales = of.scales;
+    for (int64_t k = 0; k < of.pairs; k += kGroupPairs, scales += kPanel) {
+      const int64_t some = of.pairs - k < kGroupPairs ? of.pairs - k : kGroupPairs;
+      Floats group[Size::value][2];
+      windrose::multiply(size, rows + k * size, numbers + k * kPanel, some, group, ahead);
+      scale<true>(size, scales, group, sums);
     }
   }
+  template <class Size>
+  static void finish(Size, const Piece&, Floats (&)[Size::value][2]) {}
 
-  template <int ROWS>
-  static void multiply(const RowPair* rows, const uint8_t* panel, int64_t pairs,
-                       Floats (&sums)[ROWS][2]) {
-    const float* scales = reinterpret_cast<const float*>(panel);
-    const uint8_t* data = panel + groups(pairs) * kPanel * 4;
+  template <class Size>
+  static void multiply(Size size, const RowPair* rows, const Piece& of,
+                       Floats (&sums)[Size::value][2]) {
+    const float* scales = of.scales;
     const Nibbles values;
-    clear<ROWS>(sums);
-    for (int64_t k = 0; k < pairs; k += kGroupPairs, scales += kPanel) {
-      const int64_t some = pairs - k < kGroupPairs ? pairs - k : kGroupPairs;
-      Floats group[ROWS][2];
-      if constexpr (ROWS <= kFusedRows) {
-        clear<ROWS>(group);
+    clear(size, sums);
+    for (int64_t k = 0; k < of.pairs; k += kGroupPairs, scales += kPanel) {
+      const int64_t some = of.pairs - k < kGroupPairs ? of.pairs - k : kGroupPairs;
+      Floats group[Size::value][2];
+      if constexpr (Size::value <= kFusedRows) {
+        clear(size, group);
         for (int64_t j = k; j < k + some; j += 2) {
           Pairs numbers[4];
-          two_pairs(data + 32 * j, values, numbers);
-          multiply_pair<ROWS>(rows + j * ROWS, numbers[0], numbers[1], group);
-          if (j + 1 < pairs) {
-            multiply_pair<ROWS>(rows + (j + 1) * ROWS, numbers[2], numbers[3], group);
+          two_pairs(of.numbers + 32 * j, values, numbers);
+          multiply_pair(size, rows + j * size, numbers[0], numbers[1], group);
+          if (j + 1 < of.pairs) {
+            multiply_pair(size, rows + (j + 1) * size, numbers[2], numbers[3], group);
           }
         }
       } else {
         alignas(64) Pair buffer[kGroupPairs * kPanel];
-        turn(data + 32 * k, some, values, buffer);
-        windrose::multiply<ROWS>(rows + k * ROWS, buffer, some, group);
+        turn(of.numbers + 32 * k, some, values, buffer);
+        windrose::multiply(size, rows + k * size, buffer, some, group);
       }
-      scale<ROWS, true>(scales, group, sums);
+      scale<true>(size, scales, group, sums);
     }
   }
 };
 
-// A panel for several blocks of rows: turned into bf16 once if there are more than one.
+// Panels that lie one behind the other, for some blocks of rows.
 template <class Form>
-class Panel {
+class Panels {
  public:
-  Panel(const uint8_t* panel, int64_t pairs, int64_t num_blocks) : panel_(panel), pairs_(pairs) {
-    if (num_blocks <= 1) return;
-    static thread_local std::vector<Pair> buffer;
-    if constexpr (!std::is_same_v<Form, Bf16>) {
-      if (buffer.size() < size_t(pairs * kPanel)) buffer.resize(pairs * kPanel);
-    }
-    numbers_ = Form::numbers(panel, pairs, buffer.data());
-  }
+  Panels(const uint8_t* panels, int count, int64_t pairs)
+      : panels_(panels), count_(count), pairs_(pairs) {}
 
-  // Calls take(size, first, sums) for every block: its number of rows as a constant, its first row,
-  // and their products with the panel.
+  // Calls take(size, first, panel, sums) for every block and each panel: the block's number of
+  // rows, its first row, the panel's place among these, and their products.
   template <typename Take>
   void multiply(const RowPair* rows, const Blocks& blocks, Take&& take) const {
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t first = blocks.first(b);
-      with_rows(blocks.size(b), [&](auto size) {
-        constexpr int kRows = decltype(size)::value;
-        Floats sums[kRows][2];
-        multiply_block<kRows>(rows + first * pairs_, sums);
-        take(size, first, sums);
-      });
-    }
+    if (blocks.count != 1) return multiply_many(rows, blocks, take);
+    with_rows(blocks.size(0), [&](auto size) {
+      for (int p = 0; p < count_; ++p) {
+        Floats sums[decltype(size)::value][2];
+        Form::multiply(size, rows, piece(p, 0, pairs_), sums);
+        take(size, 0, p, sums);
+      }
+    });
   }
 
  private:
-  template <int ROWS>
-  void multiply_block(const RowPair* rows, Floats (&sums)[ROWS][2]) const {
-    if (numbers_) {
-      Form::template multiply_numbers<ROWS>(rows, numbers_, panel_, pairs_, sums);
-    } else {
-      Form::template multiply<ROWS>(rows, panel_, pairs_, sums);
+  Piece piece(int panel, int64_t first, int64_t count) const {
+    return Form::piece(panels_ + panel * Form::panel_bytes(pairs_), pairs_, first, count);
+  }
+
+  // Several blocks: numbers are turned into bf16 once.
+  template <typename Take>
+  void multiply_many(const RowPair* rows, const Blocks& blocks, Take&& take) const {
+    static thread_local Room<Pair> room_for_numbers;
+    Pair* turned = nullptr;
+    if (!std::is_same_v<Form, Bf16>) turned = room_for_numbers.fit(count_ * part() * kPanel);
+    if constexpr (kStep > 1) return multiply_in_parts(rows, blocks, turned, take);
+    Ahead nothing;
+    for (int p = 0; p < count_; ++p) {
+      const Piece of = piece(p, 0, pairs_);
+      const Pair* const numbers = Form::numbers(of, turned);
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        const int64_t first = blocks.first(b);
+        with_rows(blocks.size(b), [&](auto size) {
+          Floats sums[decltype(size)::value][2];
+          clear(size, sums);
+          Form::add(size, rows + first * pairs_, numbers, of, sums, nothing);
+          Form::finish(size, of, sums);
+          take(size, first, p, sums);
+        });
+      }
     }
   }
 
-  const uint8_t* panel_;
+  // Tiles, whose sums lie in memory anyway, take some inputs of all panels and blocks before the
+  // next ones: those stay in a core's second cache meanwhile.
+  template <typename Take>
+  void multiply_in_parts(const RowPair* rows, const Blocks& blocks, Pair* turned,
+                         Take&& take) const {
+    static thread_local Room<Floats[kMaxBlockRows][2]> room_for_sums;
+    auto* const all_sums = room_for_sums.fit(blocks.count * count_);
+    for (int64_t begin = 0; begin < pairs_; begin += part()) {
+      const int64_t some = std::min(part(), pairs_ - begin);
+      for (int p = 0; p < count_ && turned; ++p) {
+        Form::numbers(piece(p, begin, some), turned + p * part() * kPanel);
+      }
+      for (int64_t b = 0; b < blocks.count; ++b) {
+        const int64_t first = blocks.first(b);
+        with_rows(blocks.size(b), [&](auto size) {
+          const RowPair* of_block = rows + first * pairs_ + begin * size;
+          for (int p = 0; p < count_; ++p) {
+            auto& sums = all_sums[b * count_ + p];
+            const Piece of = piece(p, begin, some);
+            const Pair* numbers = turned ? turned + p * part() * kPanel
+                                         : reinterpret_cast<const Pair*>(of.numbers);
+            Ahead ahead = ahead_of(p, begin, some, b, blocks.count);
+            if (begin == 0) clear(size, sums);
+            Form::add(size, of_block, numbers, of, sums, ahead);
+            if (begin + some < pairs_) continue;
+            Form::finish(size, of, sums);
+            take(size, first, p, sums);
+          }
+        });
+      }
+    }
+  }
+
+  // How many pairs are taken by all before the next: whole groups of int4.
+  int64_t part() const {
+    if (kStep == 1) return pairs_;
+    const int64_t parts = (pairs_ + kMostPart - 1) / kMostPart;
+    return ((pairs_ + parts - 1) / parts + kGroupPairs - 1) / kGroupPairs * kGroupPairs;
+  }
+
+  // While the first block is multiplied with a panel's first inputs, those that follow; each block
+  // asks for its share of the panel's next ones.
+  Ahead ahead_of(int panel, int64_t begin, int64_t some, int64_t block, int64_t blocks) const {
+    const int64_t left = pairs_ - begin - some, steps = std::max<int64_t>(some / kStep, 1);
+    if (left > 0) {
+      const int64_t bytes = Form::panel_bytes(std::min(some, left));
+      const int lines = int((bytes / 64 + steps * blocks - 1) / (steps * blocks));
+      return {piece(panel, begin + some, 0).numbers + block * steps * lines * 64, lines};
+    }
+    if (begin || block) return {};
+    return {piece(panel, 0, 0).numbers + kPrefetchBytes, 2 * kStep};
+  }
+
+  static constexpr int64_t kMostPart = 512;
+
+  const uint8_t* panels_;
+  int count_;
   int64_t pairs_;
-  const Pair* numbers_ = nullptr;
 };
 
 // Calls `body(form)` with the form whose numbers have so many bits.

@@ -9,6 +9,7 @@
 #include "matmul.h"
 #include "paged_cache.h"
 #include "pool.h"
+#include "room.h"
 
 using namespace windrose;
 
@@ -19,8 +20,8 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // One key-value head's keys and values in the order `multiply` reads, for positions [0, padded).
 struct PackedHead {
-  std::vector<Pair> keys;    // panels of 32 positions, each [dim / 2][32]
-  std::vector<Pair> values;  // panels of 32 dimensions, each [padded / 2][32]
+  Room<Pair> keys;    // panels of 32 positions, each [dim / 2][32]
+  Room<Pair> values;  // panels of 32 dimensions, each [padded / 2][32]
 };
 
 // What a block of rows attends to, and how.
@@ -57,25 +58,25 @@ void pack_positions(const Cache& cache, const int64_t* table, int64_t head, int6
       const Pair even = keys[i] ? keys[i][to_value + d] : 0;
       const Pair odd = keys[i + 1] ? keys[i + 1][to_value + d] : 0;
       const int64_t panel = d / kPanel;
-      out.values[(panel * (padded / 2) + (first + i) / 2) * kPanel + d % kPanel] =
+      out.values.data()[(panel * (padded / 2) + (first + i) / 2) * kPanel + d % kPanel] =
           even | odd << 16;
     }
   }
 }
 
-// Scores of ROWS rows for `count` positions from `from` on (a multiple of 32), masked; positions
+// Scores of `size` rows for `count` positions from `from` on (a multiple of 32), masked; positions
 // past the row's own are hidden, as are those before its window.
-template <int ROWS>
-void score(const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
+template <class Size>
+void score(Size size, const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
            int64_t from, int64_t count, float (*scores)[kChunk]) {
   const int64_t pairs = span.dim / 2;
   for (int64_t p = 0; p < count; p += kPanel) {
-    Floats sums[ROWS][2];
-    multiply<ROWS>(rows, head.keys.data() + (from + p) * pairs, pairs, sums);
+    Floats sums[Size::value][2];
+    multiply(size, rows, head.keys.data() + (from + p) * pairs, pairs, sums);
     const int64_t first = from + p;
     const bool all_seen = first + kPanel - 1 <= row_position &&
-                          first >= span.first_seen(row_position + ROWS - 1);
-    for (int r = 0; r < ROWS; ++r) {
+                          first >= span.first_seen(row_position + size - 1);
+    for (int r = 0; r < size; ++r) {
       for (int half = 0; half < 2; ++half) {
         Floats scaled = sums[r][half] * all(span.scale);
         if (!all_seen) {
@@ -91,22 +92,25 @@ void score(const RowPair* rows, const PackedHead& head, const Span& span, int64_
   }
 }
 
-// Attends for ROWS rows of one query head; out rows are `out_stride` apart.
-template <int ROWS>
-void attend(const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
+// Attends for `size` rows of one query head; out rows are `out_stride` apart.
+template <class Size>
+void attend(Size size, const RowPair* rows, const PackedHead& head, const Span& span, int64_t row_position,
             bf16* out, int64_t out_stride) {
-  alignas(64) float scores[ROWS][kChunk];
-  alignas(64) RowPair weights[kChunk / 2 * ROWS];  // bf16, as `multiply` reads rows
-  float largest[ROWS], total[ROWS];
-  static thread_local std::vector<float> sums_so_far;  // [dim / 32][ROWS][32]
-  sums_so_far.assign(ROWS * span.dim, 0.0f);
-  std::fill_n(largest, ROWS, kNone);
-  std::fill_n(total, ROWS, 0.0f);
-  const int64_t end = row_position + ROWS;
+  constexpr int kRows = Size::value;
+  alignas(64) float scores[kRows][kChunk];
+  alignas(64) RowPair weights[kChunk / 2 * kRows];  // bf16, as `multiply` reads rows
+  float largest[kRows], total[kRows];
+  static thread_local Room<float> room;
+  float* const sums_so_far = room.fit(size * span.dim);  // [dim / 32][size][32]
+  std::fill_n(sums_so_far, size * span.dim, 0.0f);
+  std::fill_n(largest, kRows, kNone);
+  std::fill_n(total, kRows, 0.0f);
+  Ahead nothing;
+  const int64_t end = row_position + size;
   for (int64_t from = span.first_seen(row_position) / kPanel * kPanel; from < end; from += kChunk) {
     const int64_t count = std::min<int64_t>(kChunk, (end - from + kPanel - 1) / kPanel * kPanel);
-    score<ROWS>(rows, head, span, row_position, from, count, scores);
-    for (int r = 0; r < ROWS; ++r) {
+    score(size, rows, head, span, row_position, from, count, scores);
+    for (int r = 0; r < size; ++r) {
       Floats most = load(scores[r]);
       for (int64_t i = 16; i < count; i += 16) {
         most = larger(most, load(scores[r] + i));
@@ -119,15 +123,13 @@ void attend(const RowPair* rows, const PackedHead& head, const Span& span, int64
       for (int64_t i = 0; i < count; i += 16) {
         const Floats weight = exp_of(load(scores[r] + i) - all(reference));
         sum = sum + weight;
-        alignas(32) Pair pairs[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), to_bf16(weight));
-        for (int k = 0; k < 8; ++k) weights[(i / 2 + k) * ROWS + r] = row_pair(pairs[k]);
+        store_row_pairs(weight, i / 2, r, size, count / 2, weights);
       }
       const float keep = before == largest[r] ? 1.0f : std::exp(before - reference);
       total[r] = total[r] * keep + sum_of(sum);
       if (keep == 1.0f) continue;
       for (int64_t d = 0; d < span.dim; d += kPanel) {
-        float* at = sums_so_far.data() + d * ROWS + r * kPanel;
+        float* at = sums_so_far + d * size + r * kPanel;
         for (int half = 0; half < 2; ++half) {
           const Floats old = load(at + 16 * half);
           store(at + 16 * half, old * all(keep));
@@ -135,26 +137,26 @@ void attend(const RowPair* rows, const PackedHead& head, const Span& span, int64
       }
     }
     for (int64_t d = 0; d < span.dim; d += kPanel) {
-      float* at = sums_so_far.data() + d * ROWS;
-      Floats sums[ROWS][2];
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
+      float* at = sums_so_far + d * size;
+      Floats sums[kRows][2];
+      WINDROSE_UNROLL
+      for (int r = 0; r < size; ++r) {
         sums[r][0] = load(at + r * kPanel);
         sums[r][1] = load(at + r * kPanel + 16);
       }
       const Pair* panel = head.values.data() + (d / kPanel * (span.padded / 2) + from / 2) * kPanel;
-      multiply_onto<ROWS>(weights, panel, count / 2, sums);
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
+      multiply_onto(size, weights, panel, count / 2, sums, nothing);
+      WINDROSE_UNROLL
+      for (int r = 0; r < size; ++r) {
         store(at + r * kPanel, sums[r][0]);
         store(at + r * kPanel + 16, sums[r][1]);
       }
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
+  for (int r = 0; r < size; ++r) {
     const Floats share = all(1.0f / total[r]);
     for (int64_t d = 0; d < span.dim; d += 16) {
-      const float* from = sums_so_far.data() + d / kPanel * kPanel * ROWS + r * kPanel + d % kPanel;
+      const float* from = sums_so_far + d / kPanel * kPanel * size + r * kPanel + d % kPanel;
       store_bf16(out + r * out_stride + d, load(from) * share);
     }
   }
@@ -181,28 +183,25 @@ void windrose_prefill_attention(const bf16* query, int64_t query_stride, const b
   const int64_t first_panel = span.first_seen(start) / kPanel;
   const Blocks blocks(rows);
   PackedHead& head_here = packed;  // a helper's own `packed` is another one
-  if (head_here.keys.size() < size_t(padded * head_dim / 2)) {
-    head_here.keys.resize(padded * head_dim / 2);
-    head_here.values.resize(padded * head_dim / 2);
-  }
+  head_here.keys.fit(padded * head_dim / 2);
+  head_here.values.fit(padded * head_dim / 2);
   for (int64_t head = 0; head < kv_heads; ++head) {
     pool().run(threads, padded / kPanel - first_panel, 4, [&](int64_t p) {
       pack_positions(layer, table, head, (first_panel + p) * kPanel, end, padded, head_here);
     });
     pool().run(threads, group * blocks.count, 1, [&](int64_t task) {
-      static thread_local std::vector<RowPair> rows_here;
+      static thread_local Room<RowPair> room;
+      RowPair* const rows_here = room.fit(kMaxBlockRows * head_dim / 2);
       const int64_t h = head * group + task / blocks.count;
       // The last rows see most: with them first, the threads end together.
       const int64_t block = blocks.count - 1 - task % blocks.count;
       const int64_t first = blocks.first(block);
       const int size = blocks.size(block);
-      rows_here.resize(kMaxBlockRows * head_dim / 2);
       pack_rows(query + first * query_stride + h * head_dim, query_stride, nullptr, size,
-                head_dim / 2, rows_here.data());
-      with_rows(size, [&](auto constant) {
-        attend<decltype(constant)::value>(rows_here.data(), head_here, span, start + first,
-                                          out + (first * num_heads + h) * head_dim,
-                                          num_heads * head_dim);
+                head_dim / 2, rows_here);
+      with_rows(size, [&](auto count) {
+        attend(count, rows_here, head_here, span, start + first,
+               out + (first * num_heads + h) * head_dim, num_heads * head_dim);
       });
     });
   }

@@ -36,7 +36,9 @@ def _close(ours: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13, 14, 15, 29, 71])
-@pytest.mark.parametrize(("outputs", "inputs"), [(32, 2), (5, 64), (100, 130), (64, 1024)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(32, 2), (5, 64), (100, 130), (64, 1024), (530, 2340)]
+)
 def test_linear_is_the_product_in_fp32(
     kernels: CpuKernels, rows: int, outputs: int, inputs: int
 ) -> None:
@@ -56,10 +58,13 @@ def test_linear_reads_rows_at_any_stride(kernels: CpuKernels) -> None:
     assert torch.equal(kernels.linear(x, packed, 40), kernels.linear(x.contiguous(), packed, 40))
 
 
-def test_a_rows_result_does_not_depend_on_the_rows_beside_it(kernels: CpuKernels) -> None:
-    packed, x = kernels.pack(_random(96, 256, seed=1)), _random(33, 256, seed=2)
-    together = kernels.linear(x, packed, 96)
-    alone = torch.cat([kernels.linear(x[i : i + 1], packed, 96) for i in range(33)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 256), (530, 2340)])
+def test_a_rows_result_does_not_depend_on_the_rows_beside_it(
+    kernels: CpuKernels, outputs: int, inputs: int
+) -> None:
+    packed, x = kernels.pack(_random(outputs, inputs, seed=1)), _random(33, inputs, seed=2)
+    together = kernels.linear(x, packed, outputs)
+    alone = torch.cat([kernels.linear(x[i : i + 1], packed, outputs) for i in range(33)])
     assert torch.equal(together, alone)
 
 

@@ -36,7 +36,8 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(
-    ("outputs", "inputs"), [(32, 2), (5, 64), (100, 130), (33, 254), (64, 1024), (31, 6)]
+    ("outputs", "inputs"),
+    [(32, 2), (5, 64), (100, 130), (33, 254), (64, 1024), (31, 6), (530, 2340)],
 )
 def test_linear_is_the_product_in_fp32(
     kernels: CpuKernels, bits: int, outputs: int, inputs: int
@@ -51,9 +52,12 @@ def test_linear_is_the_product_in_fp32(
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_rows_result_depends_on_nothing_beside_it(kernels: CpuKernels, bits: int) -> None:
-    packed = pack_quantized(quantize(_random(96, 390, seed=1), bits))
-    x = _random(43, 390, seed=2)
+@pytest.mark.parametrize("inputs", [390, 2340])
+def test_a_rows_result_depends_on_nothing_beside_it(
+    kernels: CpuKernels, bits: int, inputs: int
+) -> None:
+    packed = pack_quantized(quantize(_random(96, inputs, seed=1), bits))
+    x = _random(43, inputs, seed=2)
     x[7] = NAN
     alone = torch.cat([kernels.linear(x[i : i + 1], packed, 96, bits) for i in range(43)])
     for rows in ROWS:
