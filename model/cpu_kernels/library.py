@@ -1,4 +1,4 @@
-"""The project's own bf16 kernels for CPUs, AVX512-BF16 or AVX2, built when it is installed.
+"""The project's own bf16 kernels for CPUs, AMX, AVX512-BF16 or AVX2, built when it is installed.
 
 Every one has an equivalent in torch that other types, devices and machines use; these are
 faster, and sum in fp32 where torch rounds in between. Products and experts give a row the same

@@ -1,6 +1,6 @@
 // Sixteen fp32 (Floats), or sixteen pairs of bf16 (Pairs), side by side. The kernels are written in
-// these words alone and built once for each kind of CPU; the results of the builds differ only by
-// the order in which a pair's two products, and a vector's lanes, are summed.
+// these words, and in those of matmul.h, and built once for each kind of CPU; the results of the
+// builds differ only by the order in which products, and a vector's lanes, are summed.
 #pragma once
 
 #ifdef __AVX512BF16__
