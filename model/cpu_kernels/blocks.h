@@ -64,6 +64,13 @@ inline int64_t panels_at_once(int64_t usual, int64_t panels, int threads, int64_
   return std::clamp<int64_t>(panels / (4 * threads), 1, 4);
 }
 
+// How many such tasks it takes one after the other: with tiles several, so that it mostly knows its
+// next one and can ask memory for it.
+inline int64_t tasks_in_turn(int64_t tasks, int threads, int64_t blocks) {
+  if (blocks <= 1 || kStep == 1) return 1;
+  return std::clamp<int64_t>(tasks / (8 * threads), 1, 8);
+}
+
 // Where pair k of row r lies in a block of so many rows, each of `pairs`.
 inline int64_t place(int64_t k, int r, int rows, int64_t pairs) {
   const int64_t first = k / kStep * kStep;

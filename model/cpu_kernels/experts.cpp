@@ -26,11 +26,17 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
   const int64_t side =
       panels_at_once(4, hidden_panels * num_work, threads, s.choices.most_blocks());
   const int64_t tasks = (hidden_panels + side - 1) / side;  // of each expert
-  pool().run(threads, num_work * tasks, 1, [&](int64_t task) {
+  const auto panels_of = [&](int64_t task) {
+    return w13[s.choices.work[task / tasks].expert] + task % tasks * side * bytes;
+  };
+  const int64_t in_turn = tasks_in_turn(num_work * tasks, threads, s.choices.most_blocks());
+  pool().run(threads, num_work * tasks, in_turn, [&](int64_t task, bool more) {
     const Work& work = s.choices.work[task / tasks];
     const int64_t p = task % tasks * side;
     const int count = int(hidden_panels - p < side ? hidden_panels - p : side);
-    const Panels<Form> panels(w13[work.expert] + p * bytes, count, in_pairs);
+    const bool whole = more && (task + 1) % tasks * side + count <= hidden_panels;
+    const Panels<Form> panels(panels_of(task), count, in_pairs,
+                              whole ? panels_of(task + 1) : nullptr);
     const RowPair* inputs = s.inputs.data() + work.first * in_pairs;
     panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums) {
       RowPair* block = s.hidden.data() + (work.first + first) * hidden_pairs;

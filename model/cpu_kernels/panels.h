@@ -13,8 +13,9 @@ namespace windrose {
 template <class Form>
 class Panels {
  public:
-  Panels(const uint8_t* panels, int count, int64_t pairs)
-      : panels_(panels), count_(count), pairs_(pairs) {}
+  // `next`, if known, is where as many panels begin that this thread multiplies with next.
+  Panels(const uint8_t* panels, int count, int64_t pairs, const uint8_t* next = nullptr)
+      : panels_(panels), count_(count), pairs_(pairs), next_(next) {}
 
   // Calls take(size, first, panel, sums) for every block and each panel: the block's number of
   // rows, its first row, the panel's place among these, and their products.
@@ -65,7 +66,8 @@ class Panels {
   void multiply_in_parts(const RowPair* rows, const Blocks& blocks, Pair* turned,
                          Take&& take) const {
     static thread_local Room<Floats[kMaxBlockRows][2]> room_for_sums;
-    auto* const all_sums = room_for_sums.fit(blocks.count * count_);
+    const bool in_one = part() >= pairs_;  // the same sums again: they stay in the first cache
+    auto* const all_sums = room_for_sums.fit(in_one ? 1 : blocks.count * count_);
     for (int64_t begin = 0; begin < pairs_; begin += part()) {
       const int64_t some = std::min(part(), pairs_ - begin);
       for (int p = 0; p < count_ && turned; ++p) {
@@ -76,7 +78,7 @@ class Panels {
         with_rows(blocks.size(b), [&](auto size) {
           const RowPair* of_block = rows + first * pairs_ + begin * size;
           for (int p = 0; p < count_; ++p) {
-            auto& sums = all_sums[b * count_ + p];
+            auto& sums = all_sums[in_one ? 0 : b * count_ + p];
             const Piece of = piece(p, begin, some);
             const Pair* numbers = turned ? turned + p * part() * kPanel
                                          : reinterpret_cast<const Pair*>(of.numbers);
@@ -99,17 +101,22 @@ class Panels {
     return ((pairs_ + parts - 1) / parts + kGroupPairs - 1) / kGroupPairs * kGroupPairs;
   }
 
-  // While the first block is multiplied with a panel's first inputs, those that follow; each block
-  // asks for its share of the panel's next ones.
+  // The first block asks for what it multiplies itself, a little ahead; each block for its share of
+  // what comes after these inputs: a panel's next ones, or those of the next panels.
   Ahead ahead_of(int panel, int64_t begin, int64_t some, int64_t block, int64_t blocks) const {
-    const int64_t left = pairs_ - begin - some, steps = std::max<int64_t>(some / kStep, 1);
-    if (left > 0) {
-      const int64_t bytes = Form::panel_bytes(std::min(some, left));
-      const int lines = int((bytes / 64 + steps * blocks - 1) / (steps * blocks));
-      return {piece(panel, begin + some, 0).numbers + block * steps * lines * 64, lines};
+    if (begin == 0 && block == 0) {
+      return {piece(panel, 0, 0).numbers + kPrefetchBytes, 2 * kStep};
     }
-    if (begin || block) return {};
-    return {piece(panel, 0, 0).numbers + kPrefetchBytes, 2 * kStep};
+    const int64_t left = pairs_ - begin - some;
+    if (left <= 0 && !next_) return {};
+    const uint8_t* const from =
+        left > 0 ? piece(panel, begin + some, 0).numbers : next_ + panel * Form::panel_bytes(pairs_);
+    // While the first inputs are multiplied, the first block has no share.
+    const int64_t first = begin == 0 ? 1 : 0;
+    const int64_t steps = std::max<int64_t>(some / kStep, 1) * (blocks - first);
+    const int64_t bytes = Form::panel_bytes(left > 0 ? std::min(some, left) : part());
+    const int lines = int((bytes / 64 + steps - 1) / steps);
+    return {from + (block - first) * (some / kStep) * lines * 64, lines};
   }
 
   static constexpr int64_t kMostPart = 512;
@@ -117,6 +124,7 @@ class Panels {
   const uint8_t* panels_;
   int count_;
   int64_t pairs_;
+  const uint8_t* next_;
 };
 
 }  // namespace windrose

@@ -18,19 +18,20 @@ namespace windrose {
 
 class Pool {
  public:
-  // Calls body(i) for every i of [0, count), `chunk` at a time, on up to `threads` threads.
+  // Calls body(i) for every i of [0, count), `chunk` at a time, on up to `threads` threads; or
+  // body(i, more), if it takes that: whether i + 1 comes next on the same thread.
   template <typename Body>
   void run(int threads, int64_t count, int64_t chunk, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
     // A second caller, such as one that packs weights meanwhile, works by itself.
     std::unique_lock<std::mutex> only(busy_, std::defer_lock);
     if (threads <= 1 || count <= chunk || !only.try_lock()) {
-      for (int64_t i = 0; i < count; ++i) body(i);
+      for (int64_t i = 0; i < count; ++i) call(body, i, i + 1 < count);
       return;
     }
     while (num_helpers_ < threads - 1) start_helper();
     body_ = &body;
-    call_ = [](void* what, int64_t i) { (*static_cast<Plain*>(what))(i); };
+    call_ = [](void* what, int64_t i, bool more) { call(*static_cast<Plain*>(what), i, more); };
     count_ = count;
     chunk_ = chunk;
     next_.store(0, std::memory_order_relaxed);
@@ -54,6 +55,15 @@ class Pool {
     }
   }
 
+  template <typename Body>
+  static void call(Body& body, int64_t i, bool more) {
+    if constexpr (std::is_invocable_v<Body&, int64_t, bool>) {
+      body(i, more);
+    } else {
+      body(i);
+    }
+  }
+
   void start_helper() {
     ++num_helpers_;
     std::thread([this] { help(); }).detach();
@@ -62,7 +72,7 @@ class Pool {
   void work() {
     for (int64_t i; (i = next_.fetch_add(chunk_, std::memory_order_relaxed)) < count_;) {
       const int64_t end = i + chunk_ < count_ ? i + chunk_ : count_;
-      for (; i < end; ++i) call_(body_, i);
+      for (; i < end; ++i) call_(body_, i, i + 1 < end);
     }
   }
 
@@ -94,7 +104,7 @@ class Pool {
   int num_helpers_ = 0;
   uint64_t ticket_ = 0;
   void* body_ = nullptr;
-  void (*call_)(void*, int64_t) = nullptr;
+  void (*call_)(void*, int64_t, bool) = nullptr;
   int64_t count_ = 0;
   int64_t chunk_ = 1;
   alignas(64) std::atomic<uint64_t> open_{kClosed};
