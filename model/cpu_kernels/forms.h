@@ -26,7 +26,7 @@ constexpr int kFusedRows = 2;
 #endif
 
 inline void prefetch(const uint8_t* at) {
-  _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchBytes), _MM_HINT_T0);
+  prefetch_line(at + kPrefetchBytes);
 }
 
 template <class Size>

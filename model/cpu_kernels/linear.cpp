@@ -4,7 +4,6 @@
 #include <unistd.h>
 #endif
 
-#include <algorithm>
 #include <type_traits>
 
 #include "kernels.h"
