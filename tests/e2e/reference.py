@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from model.counter_random import uniforms
+
 _NEAR_TIE = 1e-3
 
 
@@ -41,6 +43,25 @@ class Reference:
         each = logits[len(prompt) - 1 : -1]
         chosen = each.gather(1, torch.tensor(token_ids)[:, None])[:, 0]
         return bool((chosen >= each.max(1).values - _NEAR_TIE).all())
+
+    def margin(self, prompt: list[int], token_ids: list[int], seed: int, top_k: int) -> float:
+        """The least distance, over these draws at temperature 1, to where another id is drawn.
+
+        In probability, or in logits between the k-th best and the next; not above 0 where another
+        id should have been drawn.
+        """
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([prompt + token_ids])).logits[0].double()
+        each = logits[len(prompt) - 1 : -1]
+        best = each.topk(top_k + 1).values
+        kept = each.masked_fill(each < best[:, top_k - 1, None], float("-inf"))
+        upper = kept.softmax(1).cumsum(1)
+        lower = torch.cat((torch.zeros(len(token_ids), 1), upper[:, :-1]), dim=1)
+        drawn = torch.tensor(token_ids)[:, None]
+        positions = range(len(prompt), len(prompt) + len(token_ids))
+        draws = torch.from_numpy(uniforms([seed] * len(token_ids), positions))[:, None]
+        margins = (upper.gather(1, drawn) - draws, draws - lower.gather(1, drawn))
+        return min(part.min().item() for part in (*margins, best[:, -2] - best[:, -1]))
 
     def _generate(self, prompt: tuple[int, ...], max_tokens: int) -> Expected:
         with torch.inference_mode():
