@@ -37,11 +37,14 @@ constexpr int kPrefetchPairs = 8192 / 4;
   _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0);
 }
 
-// What to ask memory for while a block is multiplied: by tiles only, which leave time for it; the
-// vectors ask for their own panel.
+// What to ask memory for while a block is multiplied: tiles call it once a step, since they leave
+// time for it; vectors never do, and ask for their own panel.
 struct Ahead {
   const uint8_t* from = nullptr;
   int lines = 0;  // for each step
+  void operator()() {
+    for (int line = 0; line < lines; ++line, from += 64) prefetch_line(from);
+  }
 };
 
 // How `rows` rows are cut into blocks: of nearly equal size, or for tiles full but the last.
@@ -57,11 +60,12 @@ struct Blocks {
   int64_t count;
 };
 
-// How many panels a thread takes at once: `usual`; of several blocks of rows with tiles as many as
-// stay in a core's second cache, and leave every thread several turns.
-inline int64_t panels_at_once(int64_t usual, int64_t panels, int threads, int64_t blocks) {
+// How many panels a thread takes at once: `usual`; of several blocks of rows with tiles up to
+// `most`, but so that every thread has `turns`.
+inline int64_t panels_at_once(int64_t usual, int64_t most, int64_t turns, int64_t panels,
+                              int threads, int64_t blocks) {
   if (blocks <= 1 || kStep == 1) return usual;
-  return std::clamp<int64_t>(panels / (4 * threads), 1, 4);
+  return std::clamp<int64_t>(panels / (turns * threads), 1, most);
 }
 
 // How many such tasks it takes one after the other: with tiles several, so that it mostly knows its
@@ -110,19 +114,19 @@ inline void store_row_pairs(Floats values, int64_t first, int r, int rows, int64
   for (int k = 0; k < valid; ++k) block[place(first + k, r, rows, pairs)] = row_pair(eight[k]);
 }
 
-// The same for all rows: `values_of(r)` has a row's.
+// The same for rows [from, end): `values_of(r)` has a row's.
 template <class Size, typename Values>
-inline void store_pairs(Size size, int64_t first, int64_t pairs, RowPair* block,
+inline void store_pairs(Size size, int from, int end, int64_t first, int64_t pairs, RowPair* block,
                         Values&& values_of) {
   if (kStep == 1 || first / kStep * kStep + kStep > pairs) {
     WINDROSE_UNROLL
-    for (int r = 0; r < size; ++r) {
+    for (int r = from; r < end; ++r) {
       store_row_pairs(values_of(r), first, r, size, pairs, block);
     }
     return;
   }
-  RowPair* to = block + place(first, 0, size, pairs);
-  for (int r = 0; r < size; ++r, to += kStep) {
+  RowPair* to = block + place(first, from, size, pairs);
+  for (int r = from; r < end; ++r, to += kStep) {
     const __m256i rounded = to_bf16(values_of(r));
     std::memcpy(to, &rounded, sizeof rounded);
   }

@@ -88,7 +88,8 @@ struct Down {
 template <class Form, typename Of>
 void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y, int threads) {
   const int64_t out_panels = (width + kPanel - 1) / kPanel;
-  const int64_t side = panels_at_once(1, out_panels, threads, s.most_blocks());
+  // Each task reads all rows, which are long: few tasks.
+  const int64_t side = panels_at_once(1, 8, 2, out_panels, threads, s.most_blocks());
   pool().run(threads, (out_panels + side - 1) / side, 1, [&](int64_t task) {
     static thread_local Room<float> room;
     const int64_t p = task * side;
@@ -99,9 +100,9 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
       const Down from = down(work);
       const Panels<Form> panels(from.matrix + p * Form::panel_bytes(from.pairs), count,
                                 from.pairs);
-      panels.multiply(from.rows, work.blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+      panels.multiply(from.rows, work.blocks, [&](auto, int64_t first, int panel, auto& sums, int begin, int end) {
         float* const of_panel = sums_here + panel * rows * kPanel;
-        for (int r = 0; r < size; ++r) {
+        for (int r = begin; r < end; ++r) {
           const int64_t choice = work.first + first + r;
           float* to = of_panel + s.rows[choice] * kPanel;
           const Floats weight = all(s.weights[choice]);

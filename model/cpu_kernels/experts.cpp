@@ -24,7 +24,7 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
   // Up: every task is some panels of one expert, each 16 hidden values, for all its rows.
   const int64_t bytes = Form::panel_bytes(in_pairs);
   const int64_t side =
-      panels_at_once(4, hidden_panels * num_work, threads, s.choices.most_blocks());
+      panels_at_once(4, 4, 4, hidden_panels * num_work, threads, s.choices.most_blocks());
   const int64_t tasks = (hidden_panels + side - 1) / side;  // of each expert
   const auto panels_of = [&](int64_t task) {
     return w13[s.choices.work[task / tasks].expert] + task % tasks * side * bytes;
@@ -38,9 +38,9 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
     const Panels<Form> panels(panels_of(task), count, in_pairs,
                               whole ? panels_of(task + 1) : nullptr);
     const RowPair* inputs = s.inputs.data() + work.first * in_pairs;
-    panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+    panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums, int from, int end) {
       RowPair* block = s.hidden.data() + (work.first + first) * hidden_pairs;
-      store_pairs(size, 8 * (p + panel), hidden_pairs, block,
+      store_pairs(size, from, end, 8 * (p + panel), hidden_pairs, block,
                   [&](int r) { return swiglu(sums[r][0], sums[r][1]); });
     });
   });

@@ -29,12 +29,6 @@ inline void prefetch(const uint8_t* at) {
   prefetch_line(at + kPrefetchBytes);
 }
 
-template <class Size>
-inline void clear(Size size, Floats (&sums)[Size::value][2]) {
-  WINDROSE_UNROLL
-  for (int r = 0; r < size; ++r) sums[r][0] = sums[r][1] = zeros();
-}
-
 // to = scales * from, or to += scales * from.
 template <bool ADD, class Size>
 inline void scale(Size size, const float* scales, Floats (&from)[Size::value][2],
@@ -77,12 +71,13 @@ struct Bf16 {
     return reinterpret_cast<const Pair*>(of.numbers);
   }
 
-  // sums += rows times the piece, whose numbers are there as bf16 already; after the last of them
-  // `finish`.
-  template <class Size>
+  // sums += rows times the piece, or = for the first one of a panel; its numbers are there as bf16
+  // already. After the last piece `finish`.
+  template <bool FIRST, class Size, typename Meanwhile>
   static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
-                  Floats (&sums)[Size::value][2], Ahead& ahead) {
-    multiply_onto(size, rows, numbers, of.pairs, sums, ahead);
+                  Floats (&sums)[Size::value][2], Meanwhile& meanwhile) {
+    if (FIRST) return windrose::multiply(size, rows, numbers, of.pairs, sums, meanwhile);
+    multiply_onto(size, rows, numbers, of.pairs, sums, meanwhile);
   }
   template <class Size>
   static void finish(Size, const Piece&, Floats (&)[Size::value][2]) {}
@@ -116,10 +111,10 @@ struct Int8 {
     return buffer;
   }
 
-  template <class Size>
+  template <bool FIRST, class Size, typename Meanwhile>
   static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
-                  Floats (&sums)[Size::value][2], Ahead& ahead) {
-    multiply_onto(size, rows, numbers, of.pairs, sums, ahead);
+                  Floats (&sums)[Size::value][2], Meanwhile& meanwhile) {
+    Bf16::add<FIRST>(size, rows, numbers, of, sums, meanwhile);
   }
   template <class Size>
   static void finish(Size size, const Piece& of, Floats (&sums)[Size::value][2]) {
@@ -187,14 +182,15 @@ struct Int4 {
     return buffer;
   }
 
-  template <class Size>
+  template <bool FIRST, class Size, typename Meanwhile>
   static void add(Size size, const RowPair* rows, const Pair* numbers, const Piece& of,
-                  Floats (&sums)[Size::value][2], Ahead& ahead) {
+                  Floats (&sums)[Size::value][2], Meanwhile& meanwhile) {
     const float* scales = of.scales;
+    if (FIRST) clear(size, sums);
     for (int64_t k = 0; k < of.pairs; k += kGroupPairs, scales += kPanel) {
       const int64_t some = of.pairs - k < kGroupPairs ? of.pairs - k : kGroupPairs;
       Floats group[Size::value][2];
-      windrose::multiply(size, rows + k * size, numbers + k * kPanel, some, group, ahead);
+      windrose::multiply(size, rows + k * size, numbers + k * kPanel, some, group, meanwhile);
       scale<true>(size, scales, group, sums);
     }
   }

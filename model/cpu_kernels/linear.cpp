@@ -84,17 +84,17 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
   with_form(bits, [&](auto form) {
     using Form = decltype(form);
     const int64_t bytes = Form::panel_bytes(pairs);
-    const int64_t side = panels_at_once(2, panels, threads, blocks.count);
+    const int64_t side = panels_at_once(2, 4, 4, panels, threads, blocks.count);
     pool().run(threads, (panels + side - 1) / side, 1, [&](int64_t task) {
       const int64_t p = task * side;
       const int count = int(panels - p < side ? panels - p : side);
       const Panels<Form> some(packed + p * bytes, count, pairs);
-      some.multiply(packed_rows, blocks, [&](auto size, int64_t first, int panel, auto& sums) {
+      some.multiply(packed_rows, blocks, [&](auto, int64_t first, int panel, auto& sums, int from, int end) {
         const int64_t output = (p + panel) * kPanel;
         const int width = int(outputs - output < kPanel ? outputs - output : kPanel);
         bf16* out = y + first * outputs + output;
         WINDROSE_UNROLL
-        for (int r = 0; r < size; ++r) {
+        for (int r = from; r < end; ++r) {
           store_bf16(out + r * outputs, sums[r][0], width);
           if (width > 16) store_bf16(out + r * outputs + 16, sums[r][1], width - 16);
         }

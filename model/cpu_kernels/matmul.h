@@ -17,17 +17,21 @@
 
 namespace windrose {
 
+template <class Size>
+inline void clear(Size size, Floats (&sums)[Size::value][2]) {
+  WINDROSE_UNROLL
+  for (int r = 0; r < size; ++r) sums[r][0] = sums[r][1] = zeros();
+}
+
+#ifndef __AMX_BF16__
 // sums[r][0..1] = row r times the panel.
 template <class Size>
 inline void multiply(Size size, const RowPair* rows, const Pair* panel, int64_t pairs,
-                     Floats (&sums)[Size::value][2], Ahead& ahead) {
-  WINDROSE_UNROLL
-  for (int r = 0; r < size; ++r) {
-    sums[r][0] = zeros();
-    sums[r][1] = zeros();
-  }
+                     Floats (&sums)[Size::value][2], const Ahead& ahead) {
+  clear(size, sums);
   multiply_onto(size, rows, panel, pairs, sums, ahead);
 }
+#endif
 
 template <class Size>
 inline void multiply(Size size, const RowPair* rows, const Pair* panel, int64_t pairs,

@@ -9,7 +9,7 @@ namespace windrose {
 // a core's first cache still has both.
 template <class Size>
 inline void multiply_onto(Size, const RowPair* rows, const Pair* panel, int64_t pairs,
-                          Floats (&sums)[Size::value][2], Ahead&) {
+                          Floats (&sums)[Size::value][2], const Ahead&) {
   constexpr int kRows = Size::value;
   if constexpr (kRows <= 2) {
     Floats here[kRows][2];

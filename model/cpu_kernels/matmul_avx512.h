@@ -8,7 +8,7 @@ namespace windrose {
 // sums[r][0..1] += row r times the panel.
 template <class Size>
 [[gnu::always_inline]] inline void multiply_onto(Size, const RowPair* rows, const Pair* panel, int64_t pairs,
-                          Floats (&sums)[Size::value][2], Ahead&) {
+                          Floats (&sums)[Size::value][2], const Ahead&) {
   constexpr int kRows = Size::value;
   for (int64_t k = 0; k < pairs; ++k) {
     const Pair* at = panel + k * kPanel;
