@@ -16,8 +16,14 @@ class RequestSettings(BaseModel):
         int, setting("limits", "most sequences one attention actor runs at once", ge=1)
     ] = 64
     max_num_batched_tokens: Annotated[
-        int, setting("limits", "most rows in one step; longer prompts are cut into chunks", ge=1)
-    ] = 512
+        int,
+        setting(
+            "limits",
+            "most rows in one step; longer prompts are cut into chunks, and those above 512 rows"
+            " where a step of them would take long, unless max_itl_stretch is 0",
+            ge=1,
+        ),
+    ] = 2048
     max_itl_stretch: Annotated[
         float,
         setting(

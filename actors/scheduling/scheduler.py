@@ -142,8 +142,9 @@ class Scheduler:
         return plan
 
     def _room(self) -> Room:
-        admission, rows = self._admission, self.limits.max_num_batched_tokens
+        admission = self._admission
         decodes = sum(one.decoding for one in admission.running)
+        rows = max(decodes, self.pace.most_rows())
         next_in = islice(admission.waiting, admission.num_places)
         prompts = sum(not one.output_token_ids for one in chain(admission.running, next_in))
         return Room(rows, self.pace.max_prefill_rows(decodes, prompts) if prompts else rows)

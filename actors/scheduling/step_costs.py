@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from statistics import median
 
 _CALM_STEPS, _STEPS = 15, 5  # remembered of each size: that only decode, and that do not
+_WHOLE_STEPS = 5  # remembered of those without decodes
 _LATELY = 3  # steps
 _FEWEST_ROWS = 8  # fewer rows of prompts vanish in the noise
 
@@ -26,11 +27,14 @@ class StepCosts:
         self._calm_at: dict[int, int] = {}  # what _num_observed was at the last of them
         self._dearer: deque[float] = deque(maxlen=_LATELY)  # seconds / what was seen before
         self._prefills: dict[int, deque[tuple[int, float]]] = {}  # by size: rows, seconds for them
+        self._whole: deque[tuple[int, float]] = deque(maxlen=_WHOLE_STEPS)  # the same, no decodes
 
     def observe(self, decode_rows: int, prefill_rows: int, seconds: float) -> None:
-        """Take in a step that ran; one without decodes says nothing."""
+        """Take in a step that ran; one without decodes says nothing of what it does to them."""
         self._num_observed += 1
         if not decode_rows:
+            if prefill_rows:
+                self._whole.append((prefill_rows, seconds))
             return
         if not prefill_rows:
             size = _size(decode_rows)
@@ -86,6 +90,17 @@ class StepCosts:
         row_s = max(row_s, cost_s / rows / 1.5)
         dear = cost_s + row_s * rows > seconds
         return int(rows + (seconds - cost_s) / row_s if dear else 2 * rows)
+
+    def whole_rows(self, seconds: float) -> int:
+        """Rows of prompts that take so long by themselves; at most twice the most seen lately.
+
+        0 if none were seen. A row of a larger step costs rather less.
+        """
+        if not self._whole:
+            return 0
+        most = max(rows for rows, _ in self._whole)
+        row_s = median(took_s / rows for rows, took_s in self._whole if 2 * rows > most)
+        return min(2 * most, int(seconds / max(row_s, 1e-9)))
 
     def _cost_s(self, prefill_rows: int) -> float:
         """Seconds for rows of prompts by what was seen so far; 0 if nothing was."""

@@ -3,7 +3,8 @@
 A stream waits for the whole of each step. So a prompt gets what makes a step some multiple as
 long as one that only decodes, no more; and each prompt that waits as well brings as much again.
 One that arrives alone hardly disturbs the streams; many get whole steps, and the machine does not
-fall behind for the sake of a few streams. While nothing decodes, prompts have whole steps.
+fall behind for the sake of a few streams. While nothing decodes, prompts have whole steps, which
+end soon enough for who comes meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from actors.scheduling.step_costs import StepCosts
 
 FLOOR_ROWS = 16  # of each prompt go on in a step, however long they take
 _AIM = 0.7  # of the time to spare: what is measured is noisy, and longer contexts cost more
+_LONG_S = 0.75  # no step is to take longer for the sake of prompts
+_SURE_ROWS = 512  # go on in a step even so: fewer cost much more each
 _STALE_STEPS = 32  # a step that only decodes is due, if there was none for so long
 _DUE_EVERY = 8  # and is then one of these, counted alike by all ranks of a pipeline
 
@@ -57,19 +60,26 @@ class StepPace:
         self._begun = None
         self._num_begun = 0
 
+    def most_rows(self) -> int:
+        """Rows of a step that does not take too long."""
+        if self._extra is None:
+            return self._max_rows
+        return min(self._max_rows, max(_SURE_ROWS, self._costs.whole_rows(_LONG_S)))
+
     def max_prefill_rows(self, decodes: int, prompts: int) -> int:
         """Rows of the next step for so many prompts beside so many decodes, all of this rank.
 
         0 if it is to only decode, so that its time is known; never where it decodes nothing.
         """
+        most = self.most_rows()
         total = decodes + self._peer_decodes
         if self._extra is None or not total or not self._told:
-            return self._max_rows
+            return most
         if decodes and self._costs.calm_age(total) >= _STALE_STEPS and self._is_due():
             return 0
         calm_s = self._costs.calm_s(total) or 0.0
         rows = self._costs.prefill_rows(self._extra * calm_s * prompts)
-        return min(max(rows, FLOOR_ROWS * prompts), self._max_rows)
+        return min(max(rows, FLOOR_ROWS * prompts), most)
 
     def _is_due(self) -> bool:
         return self._num_begun % _DUE_EVERY == _DUE_EVERY - 1

@@ -106,6 +106,7 @@ def _plan(bench: EngineBench, quantization: Quantization) -> ModelPlan:
             max_model_len=workload.prompt_tokens + workload.output_tokens,
             max_num_seqs=max(usual_seqs, *workload.streams),
             threads_per_actor=bench.threads,
+            max_itl_stretch=0.0,  # nobody waits for a token
         ),
         "cpu",
     )

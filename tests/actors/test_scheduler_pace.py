@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -10,7 +12,7 @@ from actors.messages import GenerateRequest
 from actors.scheduling.scheduler import Scheduler, SchedulerLimits
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
-from tests.actors.timed_scheduler import Run, Stream, play, quantile, straight
+from tests.actors.timed_scheduler import Run, Stream, play, quantile, steady, straight
 
 STREAMS = 8
 LONG = 4096
@@ -122,6 +124,36 @@ def test_a_short_prompt_is_not_kept_waiting_for_a_long_one() -> None:
     alone_s = LONG * 0.00065
     assert long.ttft_s < 1.5 * alone_s
     assert all(one.ttft_s < 1.5 * alone_s for one in short)
+
+
+def per_row(row_s: float) -> Callable[[random.Random, int, int], float]:
+    return steady(lambda decodes, prefills: 0.010 + row_s * (decodes + prefills))
+
+
+def test_where_rows_are_cheap_a_prompt_soon_has_all_that_a_step_may_have() -> None:
+    run = play([Stream(0.0, 8192, 1)], per_row(0.0001), max_rows=2048)
+    assert [prefills for _, _, prefills in run.rows] == [512, 512, 1024, 1024, 2048, 2048, 1024]
+
+
+def test_where_they_are_dear_no_step_takes_long() -> None:
+    row_s = 0.001
+    alone, crowd = Stream(0.0, 4096, 1), burst(20.0)
+    run = play([alone, *crowd], per_row(row_s), max_rows=2048)
+    most = 0.75 / (row_s + 0.010 / 512)  # as dear as in the smaller steps seen before
+    rows = [prefills for at_s, _, prefills in run.rows if at_s < 20.0]
+    assert rows == [512, 512] + [pytest.approx(most, rel=0.03)] * 4 + [4096 - sum(rows[:-1])]
+    ends_s = [0.0, *(at_s for at_s, _, _ in run.rows)]
+    assert max(b - a for a, b in pairwise(ends_s) if a >= 20.0) < 0.85
+
+
+def test_however_dear_512_rows_go_on() -> None:
+    run = play([Stream(0.0, 1024, 1)], per_row(0.1), max_rows=2048)
+    assert [prefills for _, _, prefills in run.rows] == [512, 512]
+
+
+def test_who_wants_no_pace_has_whole_steps() -> None:
+    run = play([Stream(0.0, 4096, 1)], per_row(0.1), max_rows=2048, max_itl_stretch=0)
+    assert [prefills for _, _, prefills in run.rows] == [2048, 2048]
 
 
 def test_streams_that_come_from_a_dead_actor_have_whole_steps() -> None:

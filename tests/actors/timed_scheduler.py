@@ -68,6 +68,7 @@ def play(
     seconds: Callable[[random.Random, int, int], float] = steady(straight),
     *,
     num_ranks: int = 1,
+    max_rows: int = 512,
     max_itl_stretch: float = 2.0,
     max_num_seqs: int = 64,
     num_blocks: int = 4096,
@@ -75,7 +76,7 @@ def play(
 ) -> Run:
     """Run all streams and their followers, which are added, to their end; fills in the times."""
     limits = SchedulerLimits(
-        max_num_seqs, 512, 16384, 16, (), False, max_itl_stretch=max_itl_stretch
+        max_num_seqs, max_rows, 16384, 16, (), False, max_itl_stretch=max_itl_stretch
     )
     ranks = [Scheduler(limits, BlockPool(num_blocks)) for _ in range(num_ranks)]
     rng, run, now_s = random.Random(seed), Run(), 0.0
