@@ -16,6 +16,7 @@ _CALM_STEPS, _STEPS = 15, 5  # remembered of each size: that only decode, and th
 _WHOLE_STEPS = 5  # remembered of those without decodes
 _LATELY = 3  # steps
 _FEWEST_ROWS = 8  # fewer rows of prompts vanish in the noise
+_FEWEST_WHOLE = 64  # of prompts by themselves: fewer say nothing of many
 
 
 class StepCosts:
@@ -33,7 +34,7 @@ class StepCosts:
         """Take in a step that ran; one without decodes says nothing of what it does to them."""
         self._num_observed += 1
         if not decode_rows:
-            if prefill_rows:
+            if prefill_rows >= _FEWEST_WHOLE:
                 self._whole.append((prefill_rows, seconds))
             return
         if not prefill_rows:
@@ -92,15 +93,15 @@ class StepCosts:
         return int(rows + (seconds - cost_s) / row_s if dear else 2 * rows)
 
     def whole_rows(self, seconds: float) -> int:
-        """Rows of prompts that take so long by themselves; at most twice the most seen lately.
+        """Rows of prompts that take so long by themselves, by the largest steps of them lately.
 
-        0 if none were seen. A row of a larger step costs rather less.
+        0 if none were seen. A row of a larger step costs rather less, but for far longer prompts.
         """
         if not self._whole:
             return 0
         most = max(rows for rows, _ in self._whole)
         row_s = median(took_s / rows for rows, took_s in self._whole if 2 * rows > most)
-        return min(2 * most, int(seconds / max(row_s, 1e-9)))
+        return int(seconds / max(row_s, 1e-9))
 
     def _cost_s(self, prefill_rows: int) -> float:
         """Seconds for rows of prompts by what was seen so far; 0 if nothing was."""

@@ -132,7 +132,7 @@ def per_row(row_s: float) -> Callable[[random.Random, int, int], float]:
 
 def test_where_rows_are_cheap_a_prompt_soon_has_all_that_a_step_may_have() -> None:
     run = play([Stream(0.0, 8192, 1)], per_row(0.0001), max_rows=2048)
-    assert [prefills for _, _, prefills in run.rows] == [512, 512, 1024, 1024, 2048, 2048, 1024]
+    assert [prefills for _, _, prefills in run.rows] == [512, 512, 2048, 2048, 2048, 1024]
 
 
 def test_where_they_are_dear_no_step_takes_long() -> None:
