@@ -60,6 +60,10 @@ struct Blocks {
   int64_t count;
 };
 
+// Rows of more pairs are multiplied some at a time, by tiles: of these a block of rows fits into a
+// core's second cache many times.
+constexpr int64_t kMostWholePairs = 512;
+
 // How many panels a thread takes at once: `usual`; of several blocks of rows with tiles up to
 // `most`, but so that every thread has `turns`.
 inline int64_t panels_at_once(int64_t usual, int64_t most, int64_t turns, int64_t panels,

@@ -23,8 +23,8 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
 
   // Up: every task is some panels of one expert, each 16 hidden values, for all its rows.
   const int64_t bytes = Form::panel_bytes(in_pairs);
-  const int64_t side =
-      panels_at_once(4, 4, 4, hidden_panels * num_work, threads, s.choices.most_blocks());
+  const int64_t side = panels_at_once(4, in_pairs > kMostWholePairs ? 8 : 4, 4,
+                                      hidden_panels * num_work, threads, s.choices.most_blocks());
   const int64_t tasks = (hidden_panels + side - 1) / side;  // of each expert
   const auto panels_of = [&](int64_t task) {
     return w13[s.choices.work[task / tasks].expert] + task % tasks * side * bytes;

@@ -99,12 +99,11 @@ class TilePanels {
   }
 
  private:
-  // How many pairs are taken by all before the next: whole groups of int4. All if a block of rows
-  // then still fits into the second cache many times; else so few that it stays in the first one
-  // while the panels pass.
+  // How many pairs are taken by all before the next: whole groups of int4. So few of long rows that
+  // a block of them stays in the first cache while the panels pass.
   static int64_t part_of(int64_t pairs) {
-    constexpr int64_t kMostWhole = 512, kMost = 256;
-    if (pairs <= kMostWhole) return pairs;
+    constexpr int64_t kMost = 256;
+    if (pairs <= kMostWholePairs) return pairs;
     const int64_t parts = (pairs + kMost - 1) / kMost;
     return ((pairs + parts - 1) / parts + kGroupPairs - 1) / kGroupPairs * kGroupPairs;
   }
