@@ -45,7 +45,7 @@ def test_defaults(directory: Path) -> None:
     assert (plan.num_attention, plan.num_expert) == (1, 0)
     assert plan.limits.max_model_len == 1000
     assert plan.limits.max_num_seqs == 64
-    assert plan.limits.max_num_batched_tokens == 512
+    assert plan.limits.max_num_batched_tokens == 2048
     assert plan.limits.block_size == 16
     assert plan.limits.enable_prefix_caching
     assert plan.limits.max_itl_stretch == 2.0
