@@ -1,17 +1,17 @@
 """How many rows of prompts a step may have beside decodes, so that streams keep flowing.
 
 A stream waits for the whole of each step. So a prompt gets what makes a step some multiple as
-long as one that only decodes, no more; and each prompt that waits as well brings as much again.
-One that arrives alone hardly disturbs the streams; many get whole steps, and the machine does not
-fall behind for the sake of a few streams. While nothing decodes, prompts have whole steps, which
-end soon enough for who comes meanwhile.
+long as one that only decodes, no more; and each prompt that waits as well brings as much again,
+or more where more wait than are read to. One that arrives alone hardly disturbs the streams; many
+get whole steps, and the machine does not fall behind for the sake of a few streams. While nothing
+decodes, prompts have whole steps, which end soon enough for who comes meanwhile.
 """
 
 from __future__ import annotations
 
 from actors.scheduling.step_costs import StepCosts
 
-FLOOR_ROWS = 16  # of each prompt go on in a step, however long they take
+FLOOR_ROWS = 16  # for each prompt go on in a step, however long they take; for a crowd more
 _AIM = 0.7  # of the time to spare: what is measured is noisy, and longer contexts cost more
 _LONG_S = 0.75  # no step is to take longer for the sake of prompts
 _SURE_ROWS = 512  # go on in a step even so: fewer cost much more each
@@ -78,8 +78,11 @@ class StepPace:
         if decodes and self._costs.calm_age(total) >= _STALE_STEPS and self._is_due():
             return 0
         calm_s = self._costs.calm_s(total) or 0.0
-        rows = self._costs.prefill_rows(self._extra * calm_s * prompts)
-        return min(max(rows, FLOOR_ROWS * prompts), most)
+        # To cut a crowd's prompts small for one stream would make it wait longer too, in the end:
+        # a step with any of them reads all weights.
+        weight = prompts * max(1.0, prompts / total)
+        rows = self._costs.prefill_rows(self._extra * calm_s * weight)
+        return min(max(rows, int(FLOOR_ROWS * weight)), most)
 
     def _is_due(self) -> bool:
         return self._num_begun % _DUE_EVERY == _DUE_EVERY - 1

@@ -10,6 +10,7 @@ import pytest
 
 from actors.messages import GenerateRequest
 from actors.scheduling.scheduler import Scheduler, SchedulerLimits
+from actors.scheduling.step_pace import FLOOR_ROWS
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.timed_scheduler import Run, Stream, play, quantile, steady, straight
@@ -126,13 +127,30 @@ def test_a_short_prompt_is_not_kept_waiting_for_a_long_one() -> None:
     assert all(one.ttft_s < 1.5 * alone_s for one in short)
 
 
+def weights_first(_rng: random.Random, decodes: int, prefills: int) -> float:
+    """With any rows of prompts all weights are read, with a few decodes some."""
+    return 0.025 + 0.004 * decodes + (0.08 if prefills else 0.0) + 0.0004 * prefills
+
+
+def test_a_crowd_is_not_cut_small_for_who_came_first() -> None:
+    def crowd(start_s: float) -> list[Stream]:
+        return [Stream(start_s + 0.01 * (index > 0), 128, 64) for index in range(8)]
+
+    streams = [one for start_s in range(0, 100, 20) for one in crowd(float(start_s))]
+    run = play(streams, weights_first, max_rows=2048)
+    assert [prefills for at_s, _, prefills in run.rows if prefills and at_s > 80] == [128, 896]
+    # Before anything is known, by the least that goes on.
+    first = [prefills for at_s, _, prefills in run.rows if prefills and at_s < 20]
+    assert first[:2] == [128, FLOOR_ROWS * 7 * 7] and len(first) <= 5
+
+
 def per_row(row_s: float) -> Callable[[random.Random, int, int], float]:
     return steady(lambda decodes, prefills: 0.010 + row_s * (decodes + prefills))
 
 
 def test_where_rows_are_cheap_a_prompt_soon_has_all_that_a_step_may_have() -> None:
     run = play([Stream(0.0, 8192, 1)], per_row(0.0001), max_rows=2048)
-    assert [prefills for _, _, prefills in run.rows] == [512, 512, 2048, 2048, 2048, 1024]
+    assert [prefills for _, _, prefills in run.rows] == [512, 512, 1024, 1024, 2048, 2048, 1024]
 
 
 def test_where_they_are_dear_no_step_takes_long() -> None:

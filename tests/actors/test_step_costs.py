@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actors.scheduling.step_costs import StepCosts, _most_rows, _size
+from actors.scheduling.sized_costs import most_rows, size_of
+from actors.scheduling.step_costs import StepCosts
 
 
 def calm_costs(*steps: tuple[int, float]) -> StepCosts:
@@ -20,9 +21,9 @@ def calm_costs(*steps: tuple[int, float]) -> StepCosts:
 
 @given(st.integers(1, 1 << 20))
 def test_sizes_are_half_octaves_without_gaps(rows: int) -> None:
-    size = _size(rows)
-    assert rows <= _most_rows(size) < 2 * rows
-    assert _size(_most_rows(size)) == size < _size(_most_rows(size) + 1)
+    size = size_of(rows)
+    assert rows <= most_rows(size) < 2 * rows
+    assert size_of(most_rows(size)) == size < size_of(most_rows(size) + 1)
 
 
 def test_what_was_not_seen_is_not_known() -> None:
@@ -34,7 +35,7 @@ def test_what_was_not_seen_is_not_known() -> None:
     assert costs.calm_s(4) is None and costs.prefill_rows(9.9) == 0
 
 
-def test_a_calm_step_is_known_by_its_size() -> None:
+def test_a_calm_step_is_known_by_itssize_of() -> None:
     costs = calm_costs((4, 0.04), (16, 0.1), (4, 0.05), (5, 0.03))
     assert [costs.calm_s(n) for n in (4, 5, 16, 23)] == [0.03, 0.03, 0.1, 0.1]
     assert [costs.calm_age(n) for n in (4, 17, 6)] == [0, 2, math.inf]
@@ -118,12 +119,14 @@ def test_fewer_rows_never_cost_more() -> None:
     assert costs.prefill_rows(0.0311) == 105
 
 
-def test_whole_steps_are_known_by_their_largest() -> None:
+def test_whole_steps_are_known_by_their_sizes() -> None:
     costs = StepCosts()
     assert costs.whole_rows(9.9) == 0
-    for rows, seconds in ((1000, 1.0), (63, 0.001), (100, 0.5), (800, 0.9), (600, 0.5)):
+    costs.observe(0, 63, 0.001)  # says nothing of many
+    for rows, seconds in ((1000, 1.0), (1000, 9.0), (1000, 1.1), (200, 0.3)):
         costs.observe(0, rows, seconds)
-    assert costs.whole_rows(0.5) == 500  # the median of 1, 1.125 and 0.83 ms a row
-    for _ in range(5):
-        costs.observe(0, 100, 0.2)
-    assert costs.whole_rows(9.0) == 4500  # those are forgotten
+    costs.observe(7, 600, 0.7)  # beside decodes: all of it counts
+    assert costs.whole_rows(0.2) == 0
+    assert costs.whole_rows(0.5) == 400
+    assert costs.whole_rows(0.9) == 800
+    assert costs.whole_rows(9.9) == 2000  # no more than twice what was seen
