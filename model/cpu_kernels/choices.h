@@ -100,7 +100,8 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
       const Down from = down(work);
       const Panels<Form> panels(from.matrix + p * Form::panel_bytes(from.pairs), count,
                                 from.pairs);
-      panels.multiply(from.rows, work.blocks, [&](auto, int64_t first, int panel, auto& sums, int begin, int end) {
+      panels.multiply(from.rows, work.blocks, [&](auto, int64_t first, int panel, auto& sums,
+                                                  int begin, int end) {
         float* const of_panel = sums_here + panel * rows * kPanel;
         for (int r = begin; r < end; ++r) {
           const int64_t choice = work.first + first + r;

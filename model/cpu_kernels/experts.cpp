@@ -38,7 +38,8 @@ void multiply_experts(Scratch& s, const uint8_t* const* w13, const uint8_t* cons
     const Panels<Form> panels(panels_of(task), count, in_pairs,
                               whole ? panels_of(task + 1) : nullptr);
     const RowPair* inputs = s.inputs.data() + work.first * in_pairs;
-    panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums, int from, int end) {
+    panels.multiply(inputs, work.blocks, [&](auto size, int64_t first, int panel, auto& sums,
+                                             int from, int end) {
       RowPair* block = s.hidden.data() + (work.first + first) * hidden_pairs;
       store_pairs(size, from, end, 8 * (p + panel), hidden_pairs, block,
                   [&](int r) { return swiglu(sums[r][0], sums[r][1]); });

@@ -89,7 +89,8 @@ void windrose_linear(const bf16* x, int64_t x_stride, const uint8_t* packed, int
       const int64_t p = task * side;
       const int count = int(panels - p < side ? panels - p : side);
       const Panels<Form> some(packed + p * bytes, count, pairs);
-      some.multiply(packed_rows, blocks, [&](auto, int64_t first, int panel, auto& sums, int from, int end) {
+      some.multiply(packed_rows, blocks, [&](auto, int64_t first, int panel, auto& sums,
+                                             int from, int end) {
         const int64_t output = (p + panel) * kPanel;
         const int width = int(outputs - output < kPanel ? outputs - output : kPanel);
         bf16* out = y + first * outputs + output;

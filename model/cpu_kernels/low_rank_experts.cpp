@@ -54,11 +54,13 @@ void multiply_panel(const Work& work, const uint8_t* matrix, int64_t p, int64_t 
                     const RowPair* rows, int64_t in_pairs, RowPair* results) {
   const Panels<Form> panel(matrix + p * Form::panel_bytes(in_pairs), 1, in_pairs);
   const int64_t out_pairs = outputs / 2;
-  panel.multiply(rows, work.blocks, [&](auto size, int64_t first, int, auto& sums, int from, int end) {
+  panel.multiply(rows, work.blocks, [&](auto size, int64_t first, int, auto& sums, int from,
+                                        int end) {
     RowPair* block = results + first * out_pairs;
     for (int half = 0; half < 2; ++half) {
       if (16 * p + 8 * half >= out_pairs) break;
-      store_pairs(size, from, end, 16 * p + 8 * half, out_pairs, block, [&](int r) { return sums[r][half]; });
+      store_pairs(size, from, end, 16 * p + 8 * half, out_pairs, block,
+                  [&](int r) { return sums[r][half]; });
     }
   });
 }
@@ -74,13 +76,15 @@ void multiply_gated(const Work& work, const LowRank& e, int64_t p, int64_t inner
     const Panels<Form> panel(matrix + p * Form::panel_bytes(rank / 2), 1, rank / 2);
     panel.multiply(rows, work.blocks, take);
   };
-  each(e.second1, e.rank1, gate_rows, [&](auto, int64_t first, int, auto& sums, int from, int end) {
+  each(e.second1, e.rank1, gate_rows, [&](auto, int64_t first, int, auto& sums, int from,
+                                          int end) {
     for (int r = from; r < end; ++r) {
       store(gates + (first + r) * kPanel, sums[r][0]);
       store(gates + (first + r) * kPanel + 16, sums[r][1]);
     }
   });
-  each(e.second3, e.rank3, up_rows, [&](auto size, int64_t first, int, auto& sums, int from, int end) {
+  each(e.second3, e.rank3, up_rows, [&](auto size, int64_t first, int, auto& sums, int from,
+                                        int end) {
     RowPair* block = results + first * out_pairs;
     for (int half = 0; half < 2; ++half) {
       if (16 * p + 8 * half >= out_pairs) break;

@@ -1,8 +1,8 @@
 // Products of several blocks of rows with panels, by tiles.
 //
-// A core's second cache gives half of what two tiles at once take, so what can stay in the first one
-// does: rows as long as here take some inputs at a time. And while tiles multiply, the vectors do
-// what is to be done with the products before.
+// A core's second cache gives less than tiles can take, so of long rows some inputs are multiplied
+// at a time, which stay in the first one. And while tiles multiply, the vectors do what is to be
+// done with the products before.
 #pragma once
 
 #include <algorithm>
@@ -74,7 +74,8 @@ class TilePanels {
           for (int p = 0; p < count_; ++p) {
             auto& sums = all_sums[in_one ? (b * count_ + p) % 2 : b * count_ + p];
             const Piece of = piece(p, begin, some);
-            const Pair* numbers = kTurned ? turned + p * part_ * kPanel : Form::numbers(of, nullptr);
+            const Pair* numbers =
+                kTurned ? turned + p * part_ * kPanel : Form::numbers(of, nullptr);
             Ahead panels_ahead = panels_ahead_of(p, begin, some, b, blocks.count);
             Ahead rows_ahead = in_one ? Ahead() : rows_ahead_of(rows, blocks, p, begin, b);
             const auto meanwhile = [&] {
