@@ -29,7 +29,8 @@ class RequestSettings(BaseModel):
         setting(
             "limits",
             "prompts are cut so that a step with one takes at most so many times one that only"
-            " decodes; each more that waits adds as much; 0: whole steps for prompts",
+            " decodes; each more that waits adds as much, or more if more wait than are decoded;"
+            " 0: whole steps for prompts",
         ),
     ] = 2.0
     micro_batches: Annotated[

@@ -79,7 +79,7 @@ class StepCosts:
         return self._prefills.rows(seconds)
 
     def whole_rows(self, seconds: float) -> int:
-        """Rows of prompts with which a step takes so long; 0 and no more than twice as before."""
+        """Rows of prompts with which a whole step takes so long: within what was seen, as above."""
         return self._whole.rows(seconds)
 
 

@@ -20,7 +20,7 @@ _DUE_EVERY = 8  # and is then one of these, counted alike by all ranks of a pipe
 
 
 class StepPace:
-    """Of one attention rank. Told of no step, it never holds a prompt back."""
+    """Of one attention rank. Told of no step, it lets prompts have the rows of any machine."""
 
     def __init__(self, max_rows: int, max_stretch: float) -> None:
         """Steps of at most `max_rows`; 0 as `max_stretch` switches the pace off.

@@ -95,7 +95,7 @@ def bench_engine(bench: EngineBench) -> Report:
 
 
 def _plan(bench: EngineBench, quantization: Quantization) -> ModelPlan:
-    """As a server would run it, but with room for every stream at once."""
+    """As a server would run it, but with room for every stream at once, and whole steps."""
     workload = bench.workload
     usual_seqs = int(WindroseConfig.model_fields["max_num_seqs"].default)
     return plan_model(

@@ -17,6 +17,8 @@ from hypothesis.stateful import (
 
 from tests.actors.simulated_scheduler import Simulation, make_limits, random_request
 
+_REQUESTS = 400
+
 
 # The pace always lets 16 rows of a prompt go on: it shows in the second of these.
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_a_long_run_with_every_kind_of_trouble(
     rng = random.Random(7)
     limits = make_limits(6, budget, max_model_len, 4, caching, window)
     simulation = Simulation(limits, num_blocks)
-    for number in range(300):
+    for number in range(_REQUESTS):
         simulation.add(random_request(rng, f"r{number}", max_model_len, simulation.now_s))
         for _ in range(rng.choice([0, 1, 3, 12])):
             live = list(simulation.requests)
@@ -48,12 +50,12 @@ def test_a_long_run_with_every_kind_of_trouble(
     # The run is worth something only if all of it happened.
     assert simulation.scheduler.num_preemptions_total > 10
     assert simulation.num_mixed > 100 and simulation.num_cut > 100
-    assert simulation.num_overtook > 30 and simulation.num_paced > (5 if budget == 16 else 250)
+    assert simulation.num_overtook > 30 and simulation.num_paced > (5 if budget == 16 else 400)
     finished = [
         r for r, (outputs, _, _) in simulation.answers.items() if simulation.got[r] == outputs
     ]
     assert simulation.num_aborted > 20 and simulation.num_failed > 10
-    assert len(finished) == 300 - simulation.num_aborted - simulation.num_failed
+    assert len(finished) == _REQUESTS - simulation.num_aborted - simulation.num_failed
     assert (simulation.num_hits > 300) == caching
     assert (simulation.num_passed > 500) == (window is not None)
     assert (simulation.num_hits_behind > 5) == (caching and window is not None)
