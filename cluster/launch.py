@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import httpx
 import ray
 from ray import serve
+from ray.serve._private.client import ServeControllerClient
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
@@ -25,6 +28,7 @@ from configs.schema import WindroseConfig
 APPLICATION = "windrose"
 _GROUPS = f"SERVE_REPLICA::{APPLICATION}#{Router.__name__}#"  # as Serve names what it reserves
 _POLL_S = 0.1
+_CONTROLLER_POLL_S = 0.02
 _STATS_TIMEOUT_S = 2.0
 _DELETING_TIMEOUT_S = 5.0
 
@@ -55,9 +59,7 @@ def deploy(config: WindroseConfig) -> str:
         ValueError: the checkpoint or the settings are at fault, or Serve listens elsewhere.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": config.host, "port": config.port})
-    client = _get_global_client()
-    assert client is not None, "Serve has just been started"
+    client, proxies_up = _controller(config)
     listening = client.http_config
     if listening.port != config.port:
         raise ValueError(
@@ -71,7 +73,36 @@ def deploy(config: WindroseConfig) -> str:
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+    proxies_up.result()
     return device
+
+
+def _controller(config: WindroseConfig) -> tuple[ServeControllerClient, Future[None]]:
+    """Serve's controller, started where none runs, and the start of its proxies.
+
+    Those take a second or two: the controller gets the application meanwhile.
+    """
+    proxies_up: Future[None] = Future()
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        proxies_up.set_result(None)
+        return client, proxies_up
+
+    def start() -> None:
+        try:
+            serve.start(http_options={"host": config.host, "port": config.port})
+        except Exception as error:  # whatever it is, `deploy` raises it
+            proxies_up.set_exception(error)
+        else:
+            proxies_up.set_result(None)
+
+    Thread(target=start, daemon=True).start()  # nobody waits for it where a signal ends the start
+    while client is None:
+        if proxies_up.done():
+            proxies_up.result()
+        time.sleep(_CONTROLLER_POLL_S)
+        client = _get_global_client(raise_if_no_controller_running=False)
+    return client, proxies_up
 
 
 def watch_start(config: WindroseConfig, device: str) -> Iterator[Starting]:

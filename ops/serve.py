@@ -15,7 +15,6 @@ from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
@@ -231,11 +230,11 @@ def _show_start(config: WindroseConfig, device: str, console: Console) -> Starti
 
 
 def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:
-    from cluster.start_phases import actor_ends, phases, phases_line
+    from cluster.start_phases import actor_ends, own_start_s, phases, phases_line
 
     ranks = [actor.start for actor in started.actors if actor.identity.rank >= 0]
     later_s = {"node": started.placed_s, **actor_ends(ranks), "health": started.healthy_s}
-    return phases_line(phases(psutil.Process().create_time(), {**ends_s, **later_s}))
+    return phases_line(phases(own_start_s(), {**ends_s, **later_s}))
 
 
 def _example(task: Task, chats: bool) -> tuple[str, dict[str, object]]:

@@ -167,13 +167,16 @@ class ServerProcess:
 
 
 def _answers(client: httpx.Client) -> bool:
+    """Whether it says that it is healthy; or has no /health, and lists its models."""
     try:
         response = client.get("/health")
-        if response.status_code == httpx.codes.NOT_FOUND:
-            response = client.get("/v1/models")
+        if response.status_code != httpx.codes.NOT_FOUND:
+            return response.is_success
+        # A proxy in front of a server that is starting has no such path either, for a while.
+        listed = client.get("/v1/models").is_success
+        return listed and client.get("/health").status_code == httpx.codes.NOT_FOUND
     except httpx.HTTPError:
         return False
-    return response.is_success
 
 
 def _name(process: psutil.Process) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, sleep
 from typing import Any
 
 from cluster.local_ray import free_ports
@@ -19,6 +20,9 @@ from ops.server_process import ServerProcess
 
 # Text, which every server takes, and no field that is not OpenAI's.
 _PROMPT = "The quick brown fox"
+
+_TELLING_S = 1.0
+_POLL_S = 0.02
 
 _HEADINGS = {
     "healthy_s": "healthy s",
@@ -103,6 +107,7 @@ def start_once(command: Sequence[str]) -> Start:
         if first.error is not None:
             raise ServerError(f"its first answer: {first.error}")
         memory = server.memory()
+        phases = _told_phases(server)
     finally:
         ended = server.stop()
     faults = [f"{process} was left" for process in ended.left]
@@ -116,8 +121,16 @@ def start_once(command: Sequence[str]) -> Start:
         processes=memory.processes,
         exit_s=ended.exit_s,
         faults=tuple(faults),
-        phases=read_phases(server.printed),
+        phases=phases,
     )
+
+
+def _told_phases(server: ServerProcess) -> Phases | None:
+    """What it prints of them, which may be a moment after its first answer; None: nothing."""
+    deadline_s = perf_counter() + _TELLING_S
+    while (told := read_phases(server.printed)) is None and perf_counter() < deadline_s:
+        sleep(_POLL_S)
+    return told
 
 
 def over_phases(rounds: Sequence[Phases | None]) -> dict[str, Any] | None:

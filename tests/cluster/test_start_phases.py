@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +49,15 @@ def test_the_line_can_be_read_back(seconds: list[float]) -> None:
     text = f"something before\n{phases_line(spans)}\nWindrose serves demo at http://x:1 s: 2\n"
     assert read_phases(text) == pytest.approx(spans, abs=0.0051)
     assert read_phases("Windrose serves demo") is None
+
+
+def test_a_process_knows_when_it_was_started() -> None:
+    told = (
+        "import time; print(time.time()); time.sleep(0.5)\n"
+        "from cluster.start_phases import own_start_s; print(own_start_s())"
+    )
+    before_s = time.time()
+    child = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
+    first_statement_s, start_s = map(float, child.stdout.split())
+    tick_s = 0.01
+    assert before_s - 2 * tick_s < start_s < first_statement_s

@@ -26,6 +26,7 @@ class Server:
     def __init__(self, flags: argparse.Namespace) -> None:
         self.flags = flags
         self.started_s = time.monotonic()
+        self.asked_before = False
         self.held = bytearray(b"x") * (flags.hold_mb << 20)
         self.seats = threading.Semaphore(flags.at_most or 1_000_000)
         self.child = subprocess.Popen(["sleep", "600"]) if flags.child else None
@@ -76,9 +77,12 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             ready = time.monotonic() - server.started_s >= flags.ready_s
-            if self.path == "/health" and not flags.no_health:
+            if self.path == "/health" and flags.late_path and not server.asked_before:
+                server.asked_before = True
+                self._answer(404, {})
+            elif self.path == "/health" and not flags.no_health:
                 self._answer(200 if ready else 503, {})
-            elif self.path == "/v1/models" and ready:
+            elif self.path == "/v1/models" and (ready or flags.late_path):
                 self._answer(200, {"data": [{"id": flags.name}]})
             elif self.path == "/version":
                 self._answer(200, {"version": f"{flags.name} 1.5"})
@@ -138,6 +142,9 @@ def main() -> None:
     parser.add_argument("--leave-child", action="store_true")
     parser.add_argument("--no-ids", action="store_true", help="no return_token_ids")
     parser.add_argument("--no-health", action="store_true", help="no /health")
+    parser.add_argument(
+        "--late-path", action="store_true", help="/health is not there the first time, models are"
+    )
     parser.add_argument("--strict", action="store_true", help="text only, OpenAI's fields, no end")
     parser.add_argument("--at-most", type=int, help="requests at once; more is answered with 429")
     parser.add_argument("--busy", action="store_true", help="never idle")

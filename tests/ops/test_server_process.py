@@ -31,9 +31,8 @@ def start(started: list[ServerProcess], *flags: object) -> ServerProcess:
     return server
 
 
-@pytest.mark.parametrize("no_health", [False, True])
-def test_it_is_ready_when_it_says_so(started: list[ServerProcess], no_health: bool) -> None:
-    flags = ["--no-health"] if no_health else []
+@pytest.mark.parametrize("flags", [(), ("--no-health",), ("--late-path",)])
+def test_it_is_ready_when_it_says_so(started: list[ServerProcess], flags: tuple[str, ...]) -> None:
     server = start(started, "--ready-s", 0.4, *flags)
     ready_s = server.wait_until_ready(START_TIMEOUT_S)
     assert ready_s - server.started_s >= 0.4
