@@ -130,7 +130,8 @@ def watch_start(config: WindroseConfig, device: str) -> Iterator[Starting]:
                 healthy_s = time.time()
                 yield Starting(_survey(), None, start.placed_s, healthy_s)
                 return
-            yield Starting(_survey(), start.look(), start.placed_s)
+            news = start.look()
+            yield Starting(_survey(), news, start.placed_s)
             time.sleep(_POLL_S)
     raise TimeoutError(f"the server was not healthy after {config.start_timeout_s:.0f} s")
 
@@ -143,17 +144,25 @@ def _healthy(client: httpx.Client) -> bool:
 
 
 def _survey() -> tuple[ActorStats, ...]:
+    """Those that are up, all asked at once: one that imports torch does not answer meanwhile."""
     namespace = namespace_of(APPLICATION)
-    stats: list[ActorStats] = []
+    asked: list[Any] = []
     for named in ray.util.list_named_actors(all_namespaces=True):
         if named["namespace"] != namespace:
             continue
         try:
-            actor = ray.get_actor(named["name"], namespace)
-            answer: Any = ray.get(actor.stats.remote(), timeout=_STATS_TIMEOUT_S)
+            asked.append(ray.get_actor(named["name"], namespace).stats.remote())
         except (ray.exceptions.RayError, ValueError):
-            continue  # not up yet, or gone again: the next look tells
-        stats.append(answer)
+            continue  # gone again: the next look tells
+    if not asked:
+        return ()
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_STATS_TIMEOUT_S)
+    stats: list[ActorStats] = []
+    for answer in answered:
+        try:
+            stats.append(ray.get(answer))
+        except ray.exceptions.RayError:
+            continue
     return tuple(stats)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from cluster.log_lines import show_own_lines
+from cluster.node_wait import frequent_looks
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GONE_TIMEOUT_S = 10.0
@@ -58,6 +59,10 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         # Ray's own default of 15 leaves actors what any other process of the machine lets them.
         "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray's node asks its own object store before that listens, more often than not, and then
+        # sleeps for a second. The same ten seconds in all, in shorter sleeps.
+        "RAY_raylet_client_connect_timeout_milliseconds": "50",
+        "RAY_raylet_client_num_connect_attempts": "200",
     }
 
 
@@ -118,15 +123,16 @@ class LocalRay:
         """Start the node and connect to it; show what the actors log at this process's stderr?"""
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(self._num_cpus),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=show_logs,
-            logging_level=logging.WARNING,
-            _temp_dir=str(self._runtime_dir / "ray"),
-        )
+        with frequent_looks():
+            ray.init(
+                address="local",
+                num_cpus=math.ceil(self._num_cpus),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=show_logs,
+                logging_level=logging.WARNING,
+                _temp_dir=str(self._runtime_dir / "ray"),
+            )
         if show_logs:
             show_own_lines()
 

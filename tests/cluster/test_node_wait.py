@@ -1,0 +1,60 @@
+"""Ray's wait for the node that it starts: shortened, and nothing of it lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray._raylet
+from ray import NodeID
+from ray._private import services
+from ray.exceptions import RpcError
+
+from cluster.node_wait import frequent_looks
+
+NODE, OTHER = NodeID.from_random(), NodeID.from_random()
+
+
+class Looks:
+    """A GCS in which the node appears at the third look, and what happened, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.events: list[str] = []
+        self._fails = fails
+        monkeypatch.setattr(ray._raylet, "GcsClient", self._client)
+        monkeypatch.setattr(services, "get_node", self._get_node)
+
+    def _client(self, address: str) -> Looks:
+        assert address == "10.0.0.1:6379"
+        return self
+
+    def get_all_node_info(self) -> dict[NodeID, object]:
+        self.events.append("look")
+        if self._fails:
+            raise RpcError("no GCS there")
+        there = {OTHER: object()}
+        return there | ({NODE: object()} if len(self.events) == 3 else {})
+
+    def _get_node(self, gcs_address: str, node_id: str) -> Any:
+        assert (gcs_address, node_id) == ("10.0.0.1:6379", NODE.hex())
+        self.events.append("Ray's own look")
+        return {"node_manager_port": 1}
+
+
+def test_ray_is_let_on_once_the_node_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    before = services.get_node
+    with frequent_looks():
+        answer = services.get_node("10.0.0.1:6379", NODE.hex())
+    assert answer == {"node_manager_port": 1}
+    assert looks.events == ["look", "look", "look", "Ray's own look"]
+    assert services.get_node == before
+
+
+def test_a_gcs_that_cannot_be_asked_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch, fails=True)
+    with pytest.raises(ZeroDivisionError), frequent_looks():
+        services.get_node("10.0.0.1:6379", NODE.hex())
+        raise ZeroDivisionError
+    assert looks.events == ["look", "Ray's own look"]
+    assert services.get_node("10.0.0.1:6379", NODE.hex()) == {"node_manager_port": 1}
