@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _LOOK_EVERY_S = 0.03
+_ANSWER_S = 2.0
 _LONGEST_S = 10.0  # then Ray's own waiting, which ends with its own error
 
 
@@ -41,7 +42,7 @@ def _wait_for(gcs_address: str, node_id: str) -> None:
     try:
         client = GcsClient(address=gcs_address)
         while time.monotonic() < deadline_s:
-            if any(there.hex() == node_id for there in client.get_all_node_info()):
+            if any(there.hex() == node_id for there in client.get_all_node_info(timeout=_ANSWER_S)):
                 return
             time.sleep(_LOOK_EVERY_S)
     except (RayError, RuntimeError):

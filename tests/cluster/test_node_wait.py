@@ -28,7 +28,8 @@ class Looks:
         assert address == "10.0.0.1:6379"
         return self
 
-    def get_all_node_info(self) -> dict[NodeID, object]:
+    def get_all_node_info(self, timeout: float) -> dict[NodeID, object]:
+        assert timeout > 0
         self.events.append("look")
         if self._fails:
             raise RpcError("no GCS there")
