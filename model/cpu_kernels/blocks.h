@@ -16,13 +16,17 @@ constexpr int kPanel = 32;  // outputs side by side: two vectors of 16 sums
 #if defined(__AMX_BF16__)
 constexpr int kMaxBlockRows = 32;  // two tiles: with two of a panel they make four of sums
 constexpr int kStep = 16;
+constexpr bool kAsksForNext = true;
 #elif defined(__AVX512BF16__)
 constexpr int kMaxBlockRows = 14;  // 28 sums, two weights and one input fill the 32 registers
 constexpr int kStep = 1;
+constexpr bool kAsksForNext = false;  // not tried
 #else
 constexpr int kMaxBlockRows = 6;  // half a panel: 12 sums, two weights, an input and a mask
 constexpr int kStep = 1;
+constexpr bool kAsksForNext = true;
 #endif
+// kAsksForNext: several blocks of rows that are multiplied with a panel ask memory for the next one.
 // Before loops over a block's rows, whose number is a constant but for tiles.
 #ifdef __AMX_BF16__
 #define WINDROSE_UNROLL
@@ -38,10 +42,12 @@ constexpr int kPrefetchPairs = 8192 / 4;
 }
 
 // What to ask memory for while a block is multiplied: tiles call it once a step, since they leave
-// time for it; vectors never do, and ask for their own panel.
+// time for it. Vectors ask for a line with each half of a step: from here on, if there are bytes
+// from one to the next, else of their own panel.
 struct Ahead {
   const uint8_t* from = nullptr;
   int lines = 0;  // for each step
+  int64_t bytes = 0;
   void operator()() {
     for (int line = 0; line < lines; ++line, from += 64) prefetch_line(from);
   }
@@ -72,10 +78,10 @@ inline int64_t panels_at_once(int64_t usual, int64_t most, int64_t turns, int64_
   return std::clamp<int64_t>(panels / (turns * threads), 1, most);
 }
 
-// How many such tasks it takes one after the other: with tiles several, so that it mostly knows its
-// next one and can ask memory for it.
+// How many such tasks it takes one after the other: several where it asks memory for the next one,
+// so that it mostly knows that.
 inline int64_t tasks_in_turn(int64_t tasks, int threads, int64_t blocks) {
-  if (blocks <= 1 || kStep == 1) return 1;
+  if (blocks <= 1 || !kAsksForNext) return 1;
   return std::clamp<int64_t>(tasks / (8 * threads), 1, 8);
 }
 

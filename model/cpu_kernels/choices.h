@@ -96,10 +96,13 @@ void sum_down(const Choices& s, Of&& down, int64_t rows, int64_t width, bf16* y,
     const int count = int(out_panels - p < side ? out_panels - p : side);
     float* const sums_here = room.fit(count * rows * kPanel);  // [panel][row][32]
     std::fill_n(sums_here, count * rows * kPanel, 0.0f);
-    for (const Work& work : s.work) {
+    for (size_t w = 0; w < s.work.size(); ++w) {
+      const Work& work = s.work[w];
       const Down from = down(work);
-      const Panels<Form> panels(from.matrix + p * Form::panel_bytes(from.pairs), count,
-                                from.pairs);
+      const int64_t to_panel = p * Form::panel_bytes(from.pairs);
+      const bool has_next = kStep == 1 && w + 1 < s.work.size();
+      const Panels<Form> panels(from.matrix + to_panel, count, from.pairs,
+                                has_next ? down(s.work[w + 1]).matrix + to_panel : nullptr);
       panels.multiply(from.rows, work.blocks, [&](auto, int64_t first, int panel, auto& sums,
                                                   int begin, int end) {
         float* const of_panel = sums_here + panel * rows * kPanel;

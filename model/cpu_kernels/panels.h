@@ -45,17 +45,18 @@ class Panels {
     TilePanels<Form>(panels_, count_, pairs_, next_).multiply(rows, blocks, take);
 #else
     static thread_local Room<Pair> room_for_numbers;  // turned into bf16 once for all blocks
-    const bool turned = !std::is_same_v<Form, Bf16>;
+    constexpr bool turned = !std::is_same_v<Form, Bf16>;
     Pair* const room = turned ? room_for_numbers.fit(pairs_ * kPanel) : nullptr;
-    Ahead nothing;
     for (int p = 0; p < count_; ++p) {
       const Piece of = piece(p);
       const Pair* const numbers = Form::numbers(of, room);
+      const Asking asking(*this, p, turned ? 0 : blocks.count);
       for (int64_t b = 0; b < blocks.count; ++b) {
         const int64_t first = blocks.first(b);
+        const Ahead ahead = asking.of_block(b);
         with_rows(blocks.size(b), [&](auto size) {
           Floats sums[decltype(size)::value][2];
-          Form::template add<true>(size, rows + first * pairs_, numbers, of, sums, nothing);
+          Form::template add<true>(size, rows + first * pairs_, numbers, of, sums, ahead);
           Form::finish(size, of, sums);
           take(size, first, p, sums, 0, size);
         });
@@ -63,6 +64,34 @@ class Panels {
     }
 #endif
   }
+
+  // Which part of the next panel each block of rows asks memory for, so that memory is at work
+  // during all of them. A panel that nobody has asked for is asked for by its first block.
+  class Asking {
+   public:
+    Asking(const Panels& panels, int p, int64_t blocks) {
+      if (!kAsksForNext || blocks == 0) return;
+      static thread_local const uint8_t* asked_for = nullptr;
+      bytes_ = Form::panel_bytes(panels.pairs_);
+      const uint8_t* const here = panels.panels_ + p * bytes_;
+      next_ = p + 1 < panels.count_ ? here + bytes_ : panels.next_;
+      first_ = asked_for == here ? 0 : 1;
+      shares_ = blocks - first_;
+      asked_for = next_;
+    }
+
+    Ahead of_block(int64_t b) const {
+      if (!next_ || b < first_) return {};
+      return {next_ + bytes_ * (b - first_) / shares_, 0, kLineBytes / shares_};
+    }
+
+   private:
+    static constexpr int64_t kLineBytes = 64;  // one for each half of a step, of all shares
+    const uint8_t* next_ = nullptr;
+    int64_t bytes_ = 0;
+    int64_t first_ = 0;  // block that asks
+    int64_t shares_ = 1;
+  };
 
   const uint8_t* panels_;
   int count_;
