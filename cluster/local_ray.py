@@ -43,8 +43,6 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 4))),
         # By default each replica does this ten times a second, idle or not.
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
-        # Ten looks a second at a cluster that does not change take 1 % of two cores.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
