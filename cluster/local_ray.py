@@ -59,8 +59,8 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         # Ray's own default of 15 leaves actors what any other process of the machine lets them.
         "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Ray's node asks its own object store before that listens, more often than not, and then
-        # sleeps for a second. The same ten seconds in all, in shorter sleeps.
+        # Ray's node asks its own object store before that listens, in about half of all starts, and
+        # then sleeps for a second. The same ten seconds in all, in shorter sleeps.
         "RAY_raylet_client_connect_timeout_milliseconds": "50",
         "RAY_raylet_client_num_connect_attempts": "200",
     }

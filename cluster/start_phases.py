@@ -14,8 +14,6 @@ Phases = dict[str, float]  # seconds, in the order of their ends; they add up to
 
 _LINE = re.compile(r"Started in ([0-9.]+) s: (.+)")
 _PART = re.compile(r"([a-z]+) ([0-9.]+)")
-
-
 _START_FIELD = 22  # of proc(5)'s stat, in ticks since the machine booted
 
 
