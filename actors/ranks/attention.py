@@ -157,6 +157,7 @@ class AttentionRank:
         """
         if self._step_loop is None or not self._serves():
             raise RuntimeError("the attention rank does not serve")
+        self._links.expect({request.ingress_id for request in requests})
         self._step_loop.submit(requests)
         return self._step_loop.num_unfinished
 

@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -50,8 +50,10 @@ class Requests(Protocol):
 class IngressLinks:
     """Lives on the actor's event loop; any thread may `tell`."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, lease_s: float = LEASE_S) -> None:
+        """An ingress silent for `lease_s` seconds is gone."""
         self._requests = requests
+        self._lease_s = lease_s
         self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._server: asyncio.Task[asyncio.Server] | None = None
         self._closed = False
@@ -59,6 +61,7 @@ class IngressLinks:
         self._links: dict[str, Link] = {}
         self._unsent: dict[str, list[bytes]] = {}  # to those that have no connection yet
         self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
+        self._next_look: asyncio.TimerHandle | None = None  # while there are leases
 
     async def listen(self, host: str) -> LinkAddress:
         """Where ingresses connect: on a free port of `host`, from the first call on.
@@ -134,14 +137,30 @@ class IngressLinks:
         if link is not None:
             link.send(Kind.EVENTS, body)
 
+    def expect(self, ingress_ids: Iterable[str]) -> None:
+        """Requests of these have come, maybe by way of the router: a connection will follow."""
+        for ingress_id in ingress_ids:
+            self._renew(ingress_id)
+
     def _renew(self, ingress_id: str) -> None:
-        self._leases[ingress_id] = time.monotonic() + LEASE_S
-        self.drop_silent(LEASE_S)
+        self._leases[ingress_id] = time.monotonic() + self._lease_s
+        if self._next_look is None:
+            self._look_in(self._lease_s)
+
+    def _look_in(self, delay_s: float) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        """No other ingress may have a connection here: nobody's word is waited for."""
+        self._next_look = None
+        self.drop_silent(self._lease_s)
+        if self._leases and not self._closed:
+            self._look_in(max(0.0, min(self._leases.values()) - time.monotonic()))
 
     def drop_silent(self, silence_s: float) -> None:
         """Drop ingresses that have said nothing for so long, with their requests."""
-        end_s = time.monotonic() + LEASE_S - silence_s
-        for gone in [one for one, until_s in self._leases.items() if until_s < end_s]:
+        end_s = time.monotonic() + self._lease_s - silence_s
+        for gone in [one for one, until_s in self._leases.items() if until_s <= end_s]:
             logger.warning("ingress %s is gone: its requests are dropped", gone)
             del self._leases[gone]
             self._requests.drop_ingress(gone)
@@ -154,6 +173,8 @@ class IngressLinks:
     def close(self) -> None:
         """End all connections behind what has been sent; there will be no others."""
         self._closed = True
+        if self._next_look is not None:
+            self._next_look.cancel()
         if self._server is not None and self._server.done():
             self._server.result().close()
         with self._lock:

@@ -10,7 +10,7 @@ from unittest import mock
 
 from actors.ingress.actor_link import ActorLink
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
-from actors.ranks.ingress_links import IngressLinks
+from actors.ranks.ingress_links import LEASE_S, IngressLinks
 
 HOST = "127.0.0.1"
 
@@ -18,8 +18,8 @@ HOST = "127.0.0.1"
 class Rank:
     """What an attention rank does with what it is told; and its connections."""
 
-    def __init__(self) -> None:
-        self.links = IngressLinks(self)
+    def __init__(self, lease_s: float = LEASE_S) -> None:
+        self.links = IngressLinks(self, lease_s)
         self.taken: list[GenerateRequest] = []
         self.aborted: list[str] = []
         self.dropped: list[str] = []
@@ -39,6 +39,7 @@ class Rank:
 
     def drop_ingress(self, ingress_id: str) -> None:
         self.dropped.append(ingress_id)
+        self.told.set()
 
     async def hear(self) -> None:
         async with asyncio.timeout(10.0):

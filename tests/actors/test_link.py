@@ -23,6 +23,7 @@ from model.sampling_params import SamplingParams, TokenLogprobs
 from tests.actors.link_ends import HOST, Ingress, Rank, connected, event
 
 Play = Callable[[Coroutine[Any, Any, None]], None]
+SHORT_LEASE_S = 0.5
 FULL_EVENT = TokenEvent(
     "r#0",
     (5, 31999),
@@ -153,25 +154,60 @@ def test_another_thread_tells_faster_than_the_ingress_hears(play: Play) -> None:
 
 def test_a_silent_ingress_is_dropped_with_its_requests_and_its_connection(play: Play) -> None:
     async def scenario() -> None:
-        rank, silent, alive = Rank(), Ingress("silent"), Ingress("alive")
+        rank, silent, alive = Rank(SHORT_LEASE_S), Ingress("silent"), Ingress("alive")
         async with connected(rank, silent, alive) as (ended, goes_on):
-            now_s = 0.0
-            with mock.patch("actors.ranks.ingress_links.time.monotonic", lambda: now_s):
-                for one in (silent, alive):
-                    one.link.renew()
-                    one.link.abort([])
-                    await rank.hear()
-                now_s = LEASE_S - 1.0
-                alive.link.renew()
-                alive.link.abort([])
-                await rank.hear()
-                assert not rank.dropped
-                now_s = LEASE_S + 1.0
-                rank.links.drop_silent(LEASE_S)
-            assert rank.dropped == ["silent"]
             async with asyncio.timeout(10.0):
-                await ended
-            assert not goes_on.done() and not silent.link.is_open
+                while not ended.done():
+                    alive.link.renew()
+                    await asyncio.sleep(SHORT_LEASE_S / 20)
+            assert rank.dropped == ["silent"]
+            assert not goes_on.done() and alive.link.is_open and not silent.link.is_open
+
+    play(scenario())
+
+
+def test_the_only_ingress_is_dropped_when_it_dies_though_no_other_has_a_word_here(
+    play: Play,
+) -> None:
+    async def scenario() -> None:
+        rank, only = Rank(SHORT_LEASE_S), Ingress("only")
+        async with connected(rank, only) as (ended,):
+            only.link.give_up()
+            await asyncio.wait_for(ended, 10.0)
+            assert not rank.dropped, "it may only have lost its connection"
+            await rank.hear()
+            assert rank.dropped == ["only"]
+
+    play(scenario())
+
+
+def test_an_ingress_that_dies_before_it_connects_is_dropped(play: Play) -> None:
+    async def scenario() -> None:
+        rank = Rank(SHORT_LEASE_S)
+        rank.links.expect(["early"])  # what it sent by way of the router
+        rank.links.tell("early", [event(1)])
+        await rank.hear()
+        assert rank.dropped == ["early"]
+        again = Ingress("early")
+        async with connected(rank, again):
+            rank.links.tell("early", [event(2)])
+            await again.hear()
+            assert again.events == [event(2)], "what was kept for it went with it"
+
+    play(scenario())
+
+
+def test_while_a_pipeline_drains_an_ingress_is_given_up_sooner(play: Play) -> None:
+    async def scenario() -> None:
+        rank, ingress = Rank(), Ingress()
+        async with connected(rank, ingress) as (ended,):
+            ingress.link.abort([])
+            await rank.hear()
+            rank.links.drop_silent(LEASE_S - 1.0)
+            assert not rank.dropped
+            rank.links.drop_silent(0.0)
+            assert rank.dropped == ["i"]
+            await asyncio.wait_for(ended, 10.0)
 
     play(scenario())
 

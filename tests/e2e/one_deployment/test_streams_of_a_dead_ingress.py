@@ -34,10 +34,15 @@ def ingress_pids(url: str) -> set[int]:
 
 def running(url: str) -> float:
     """Sequences that hold KV blocks, as the metrics say."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=30.0).raise_for_status().text.splitlines()
     return sum(
         float(line.split()[-1]) for line in lines if line.startswith("windrose_num_requests_run")
     )
+
+
+def kill_all_ingresses(url: str) -> None:
+    for pid in ingress_pids(url):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_only_the_dead_ones_connections_break(url: str, known: Known) -> None:
@@ -71,3 +76,23 @@ def test_what_a_dead_ingress_had_under_way_is_dropped(url: str) -> None:
     assert alive > 0 and not any(stream.done for stream in streams), "nothing was cut short"
     for stream in streams:
         stream.leave()  # else the deployment's end waits for them
+
+
+def test_what_all_ingresses_had_under_way_is_dropped_though_none_is_left_to_say_so(
+    url: str,
+) -> None:
+    streams = start(url, NUM_STREAMS, FAR)
+    assert running(url) == NUM_STREAMS
+    kill_all_ingresses(url)
+    killed_s = time.monotonic()
+    for stream in streams:
+        stream.join(30.0)
+        assert stream.cut
+    left = NUM_STREAMS
+    while left:  # those that come in their place were never sent to any attention actor
+        assert time.monotonic() - killed_s < LEASE_S + 30.0
+        time.sleep(0.2)
+        try:
+            left = int(running(url))
+        except httpx.HTTPStatusError:
+            continue  # no ingress yet
