@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 import psutil
@@ -26,13 +27,15 @@ _OBJECT_STORE_BYTES = 256 << 20  # requests and tokens; weights and rows never g
 logger = logging.getLogger(__name__)
 
 
-def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str, str]:
+def serve_environment(
+    runtime_dir: Path, shutdown_timeout_s: float, http_port: int
+) -> dict[str, str]:
     """Ray and Serve settings of a cluster of our own; what the user has set wins.
 
     HAProxy and Serve use fixed ports and paths by default, so that a second server on the
-    machine would collide with the first; here each gets its own.
+    machine would collide with the first; here each gets its own, none of them `http_port`.
     """
-    free = free_ports(4)
+    free = free_ports(4, but={http_port})
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # One event loop in a replica. With Serve's own beside it, in another thread, each request
@@ -43,6 +46,8 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 4))),
         # By default each replica does this ten times a second, idle or not.
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+        # Serve's controller looks at everything ten times a second by default, idle or not.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
@@ -66,14 +71,16 @@ def serve_environment(runtime_dir: Path, shutdown_timeout_s: float) -> dict[str,
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on.
+def free_ports(count: int, but: Set[int] = frozenset()) -> list[int]:
+    """Ports of the loopback interface that nobody listens on, or soon will: `but`.
 
     Not from the range that outgoing connections get theirs from: one of Ray's many could take a
     port between now and its use. Nor from Ray's own for workers and replicas.
     """
     ports: list[int] = []
     for port in random.SystemRandom().sample(_UNCLAIMED_PORTS, len(_UNCLAIMED_PORTS)):
+        if port in but:
+            continue
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
@@ -109,12 +116,13 @@ def _token_file() -> Path:
 class LocalRay:
     """A Ray cluster of one node, owned by this process."""
 
-    def __init__(self, num_cpus: float, shutdown_timeout_s: float) -> None:
+    def __init__(self, num_cpus: float, shutdown_timeout_s: float, http_port: int) -> None:
         """Prepare the environment: before any import of Ray, which reads it then."""
         self._num_cpus = num_cpus
         # Paths of Unix sockets must be short (97 bytes for HAProxy's); most of one is a node id.
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
-        for key, value in serve_environment(self._runtime_dir, shutdown_timeout_s).items():
+        environment = serve_environment(self._runtime_dir, shutdown_timeout_s, http_port)
+        for key, value in environment.items():
             os.environ.setdefault(key, value)
         # What Ray leaves behind when it is killed becomes our child, not init's.
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)

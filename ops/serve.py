@@ -76,7 +76,7 @@ def serve(config: WindroseConfig) -> int:
             join_cluster(address)
         else:
             cpus = cpus_needed(config) + room_to_grow(config, model.num_experts) + _SERVE_CPUS
-            own = LocalRay(cpus, config.shutdown_timeout_s)
+            own = LocalRay(cpus, config.shutdown_timeout_s, config.port)
             console.print("windrose: starting Ray on this machine")
             # While Ray's processes start, which is waiting, import what `_run` will need.
             Thread(target=import_module, args=("cluster.launch",), daemon=True).start()

@@ -33,20 +33,21 @@ def main(calm_load_s: float) -> None:
     """Bring it up, drain, take away, bring it down."""
     share_tls_context()
     runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
-    os.environ.update(serve_environment(runtime_dir, shutdown_timeout_s=20.0))
+    port = free_port()
+    os.environ.update(serve_environment(runtime_dir, 20.0, http_port=port))
     os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens to this machine only
     # Ray's Cluster writes its address there for `ray.init(address="auto")`; it takes the folder
     # for granted, and the usual one, /tmp/ray, is everybody's.
     os.environ["RAY_TMPDIR"] = str(runtime_dir)
     (runtime_dir / "ray").mkdir()
     try:
-        sys.stdout.write(json.dumps(_drained(runtime_dir, calm_load_s)) + "\n")
+        sys.stdout.write(json.dumps(_drained(runtime_dir, port, calm_load_s)) + "\n")
     finally:
         end_descendants()
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
-def _drained(runtime_dir: Path, calm_load_s: float) -> dict[str, object]:
+def _drained(runtime_dir: Path, port: int, calm_load_s: float) -> dict[str, object]:
     # Imported only now: Ray and Serve read the environment at import.
     import ray
     from ray import serve
@@ -67,7 +68,6 @@ def _drained(runtime_dir: Path, calm_load_s: float) -> dict[str, object]:
     )
     first = cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
     ray.init(address=cluster.address, log_to_driver=False)
-    port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     config = WindroseConfig(
         model=str(ROOT / "configs/demo"),

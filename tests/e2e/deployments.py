@@ -31,14 +31,14 @@ class Cluster:
     @classmethod
     def start(cls) -> Cluster:
         """Start Ray, then Serve behind HAProxy."""
-        local_ray = LocalRay(_CPUS, shutdown_timeout_s=5.0)
+        port = free_port()
+        local_ray = LocalRay(_CPUS, shutdown_timeout_s=5.0, http_port=port)
         os.environ.update({"RAY_metrics_report_interval_ms": str(_METRICS_PERIOD_MS)})
         local_ray.start()
         from ray import serve
 
         client: Any = import_module("ray.serve._private.client")
         client.CLIENT_POLLING_INTERVAL_S = _POLL_S
-        port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         return cls(local_ray, port)
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.local_ray import LocalRay, free_ports
+from cluster.local_ray import LocalRay
 from configs.schema import WindroseConfig
 from tests.one_tls_context import share_tls_context
+from tests.ports import free_port
 
 CLIENTS = 12
 MAX_TOKENS = 60
@@ -54,7 +55,7 @@ class GrowingRay(LocalRay):
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         import ray
 
-        (port,) = free_ports(1)
+        port = free_port()
         address = f"{ray.util.get_node_ip_address()}:{port}"
         config = {
             "cluster_name": "growing",
@@ -94,10 +95,11 @@ class GrowingRay(LocalRay):
 def main(model: str) -> dict[str, Any]:
     """Raise the load until there is a second node, lower it until that is gone."""
     share_tls_context()
-    local_ray = GrowingRay(CPUS, shutdown_timeout_s=2.0)
+    port = free_port()
+    local_ray = GrowingRay(CPUS, shutdown_timeout_s=2.0, http_port=port)
     try:
         local_ray.start()
-        return _scenario(model)
+        return _scenario(model, port)
     finally:
         from ray import serve
 
@@ -105,7 +107,7 @@ def main(model: str) -> dict[str, Any]:
         local_ray.stop()
 
 
-def _scenario(model: str) -> dict[str, Any]:
+def _scenario(model: str, port: int) -> dict[str, Any]:
     import ray
     from ray import serve
 
@@ -120,7 +122,6 @@ def _scenario(model: str) -> dict[str, Any]:
     def num_pipelines() -> int:
         return len(experts_of(url)["pipelines"])
 
-    (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     config = WindroseConfig(
         model=model,
