@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,12 +19,15 @@ from ops.bench.own_engine import Generated, OwnEngine, Peer
 from ops.bench.report import Report
 from ops.bench.workload import WARM_UP_ROUND, Workload
 
+Beside = Literal["unquantized", "paced"]
+
 
 @dataclass(frozen=True, slots=True)
 class EngineBench:
     """One run: what to load, what to ask of it, and whom to hold it against.
 
-    `name` is the subcommand, a key of FIGURES_OF.
+    `name` is the subcommand, a key of FIGURES_OF. `beside`: the same engine without its
+    quantization, or reading prompts at the pace of a server, whose streams wait for no crowd.
 
     Raises:
         ValueError: a rate of decoding is asked for, and outputs of one token.
@@ -37,7 +40,7 @@ class EngineBench:
     dtype: Dtype
     transformers_experts: str | None  # how transformers is to run its experts; None: not at all
     quantization: Quantization = "none"
-    beside_unquantized: bool = False
+    beside: Beside | None = None
 
     def __post_init__(self) -> None:
         if self.name == "decode" and self.workload.output_tokens < 2:
@@ -78,8 +81,10 @@ def bench_engine(bench: EngineBench) -> Report:
             TransformersPeer(bench.model_dir, plan.torch_dtype, bench.transformers_experts)
         )
         config["transformers_experts"] = bench.transformers_experts
-    if bench.beside_unquantized:
-        peers.append(OwnEngine(_plan(bench, "none"), "unquantized"))
+    if bench.beside == "unquantized":
+        peers.append(OwnEngine(_plan(bench, "none"), bench.beside))
+    elif bench.beside == "paced":
+        peers.append(OwnEngine(_plan(bench, bench.quantization, paced=True), bench.beside))
     figures = FIGURES_OF[bench.name]
     results = [
         _measure(peers, streams, bench.workload, figures, floor)
@@ -94,10 +99,11 @@ def bench_engine(bench: EngineBench) -> Report:
     )
 
 
-def _plan(bench: EngineBench, quantization: Quantization) -> ModelPlan:
+def _plan(bench: EngineBench, quantization: Quantization, *, paced: bool = False) -> ModelPlan:
     """As a server would run it, but with room for every stream at once, and whole steps."""
-    workload = bench.workload
-    usual_seqs = int(WindroseConfig.model_fields["max_num_seqs"].default)
+    workload, fields = bench.workload, WindroseConfig.model_fields
+    usual_seqs = int(fields["max_num_seqs"].default)
+    usual_stretch = float(fields["max_itl_stretch"].default)
     return plan_model(
         WindroseConfig(
             model=bench.model_dir,
@@ -106,7 +112,7 @@ def _plan(bench: EngineBench, quantization: Quantization) -> ModelPlan:
             max_model_len=workload.prompt_tokens + workload.output_tokens,
             max_num_seqs=max(usual_seqs, *workload.streams),
             threads_per_actor=bench.threads,
-            max_itl_stretch=0.0,  # nobody waits for a token
+            max_itl_stretch=usual_stretch if paced else 0.0,  # nobody waits for a token
         ),
         "cpu",
     )

@@ -62,8 +62,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compare",
-        choices=("transformers", "unquantized"),
-        help="take turns with transformers' generate(), or with the same engine unquantized",
+        choices=("transformers", "unquantized", "paced"),
+        help="take turns with transformers' generate(), with the same engine unquantized, or with"
+        " it at the pace of a server, which does not stop streams for a crowd of prompts",
     )
     parser.add_argument(
         "--transformers-experts",
@@ -91,6 +92,6 @@ def _run(args: argparse.Namespace) -> Report:
             dtype=args.dtype,
             transformers_experts=args.transformers_experts if beside_transformers else None,
             quantization=args.quantization,
-            beside_unquantized=args.compare == "unquantized",
+            beside=None if beside_transformers else args.compare,
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Protocol
 
 import torch
@@ -56,12 +56,16 @@ class OwnEngine:
         began_s = perf_counter()
         for index, prompt in enumerate(prompts):
             self._engine.add(GenerateRequest(str(index), "bench", prompt, params))
+        pace = self._engine.scheduler.pace
         while self._engine.scheduler.has_work:
-            events = self._engine.run_step(self._engine.plan_step())
+            plan = self._engine.plan_step()
+            pace.begin(monotonic(), len(plan.decodes), plan.num_rows - len(plan.decodes))
+            events = self._engine.run_step(plan)
             time_s = perf_counter() - began_s  # one for all: a step's tokens are known together
             for event in events:
                 index = int(event.request_id)
                 arrivals[index].append(Arrival(time_s, len(event.token_ids)))
                 token_ids[index] += event.token_ids
+        pace.begin(monotonic(), 0, 0)  # a rest
         assert all(len(ids) == output_tokens for ids in token_ids), "a stream ended early"
         return Generated(Burst(tuple(map(tuple, arrivals))), token_ids)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.messages import TokenEvent
+from actors.ranks.engine import Engine
+from actors.scheduling.scheduler import StepPlan
 from model.config import ModelConfig
 from ops.bench.__main__ import main
 from ops.bench.floor import prompt_flops
@@ -60,6 +63,28 @@ def test_the_engine_bench_counts_what_was_asked_and_computes_what_transformers_d
     assert [turn.split()[-1] for turn in turns] == [
         "windrose", "transformers", "transformers", "windrose",
     ]  # fmt: skip
+
+
+def test_beside_the_pace_of_a_server_long_prompts_come_in_parts_and_tokens_are_the_same(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: dict[Engine, list[int]] = {}
+    run_step = Engine.run_step
+
+    def noting(engine: Engine, plan: StepPlan) -> list[TokenEvent]:
+        rows.setdefault(engine, []).append(plan.num_rows)
+        return run_step(engine, plan)
+
+    monkeypatch.setattr(Engine, "run_step", noting)
+    _, line, _ = run(
+        capsys, "engine", checkpoint, "--streams", "1", "--prompt-tokens", 700,
+        "--output-tokens", 2, "--rounds", 1, "--threads", 1, "--compare", "paced",
+    )  # fmt: skip
+    whole, paced = rows.values()
+    assert set(whole) == {700, 1}
+    assert paced[0] < 700, "it knows nothing yet of how fast this machine is"
+    [result] = line["results"]
+    assert result["same_tokens"] == 1.0 and set(result["ratio"]) > {"output_tok_s"}
 
 
 def test_decode_says_only_how_fast_it_decodes(
