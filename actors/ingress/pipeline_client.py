@@ -1,9 +1,8 @@
 """The ingress's side of the pipelines: requests out in batches, tokens in by the step.
 
 Requests that arrive in the same turn of the event loop travel together: in one call to a router,
-or, where nothing is left to choose, over the connection to the only attention actor. This ingress
-has one connection to each attention actor it was ever sent to; when it ends, what had not been
-finished is submitted again with the tokens received so far.
+or, where nothing is left to choose, over the connection to the only attention actor. When a
+connection ends, what had not been finished is submitted again with the tokens received so far.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from ray.serve.handle import DeploymentHandle
 
 from actors.http.errors import ApiError, Unavailable
-from actors.ingress.actor_link import ActorLink
+from actors.ingress.actor_links import ActorLinks
 from actors.ingress.fleet import BROKEN, Fleet
 from actors.ingress.live_request import Live, nobody_serves, upgraded
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
@@ -54,14 +53,13 @@ class PipelineClient:
     ) -> None:
         """With `asleep_is_ready` it can serve without any pipeline: the next request starts one."""
         self._router = router
-        self._namespace = namespace
         self._ingress_id = ingress_id
         self._wait_timeout_s = wait_timeout_s
         self._live: dict[str, Live] = {}
         self._new: list[Live] = []
-        self._gone: dict[str, list[str]] = {}
-        self._links: dict[str, ActorLink] = {}  # by the name of the attention actor
-        self._outcasts: set[str] = set()  # of them, as of the last look
+        self._links = ActorLinks(
+            namespace, ingress_id, self._on_events, self._on_refused, self._resubmit_from
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._choice = choice
         self._asleep_is_ready = asleep_is_ready
@@ -122,8 +120,8 @@ class PipelineClient:
             self._start(self._wait_with(nowhere))
         for name, group in chosen.items():
             sole = self._choice.sole_attention(name)
-            link = self._links.get(sole) if sole is not None else None
-            if link is not None and link.is_open:
+            link = None if sole is None else self._links.open_to(sole)
+            if link is not None:
                 for live in group:
                     live.actor, live.refusals = sole, 0
                 link.submit([live.as_submitted(self._ingress_id) for live in group])
@@ -169,7 +167,7 @@ class PipelineClient:
                     self._renew(live)
                 continue
             live.actor, live.refusals = name, 0
-            self._ensure_link(name)
+            self._links.ensure(name)
             if live.closed:
                 self._abort(live)
         if slowly:
@@ -210,23 +208,6 @@ class PipelineClient:
             wanted.append(live)
         return wanted
 
-    def _ensure_link(self, name: str) -> None:
-        if name not in self._links:
-            link = self._links[name] = ActorLink(
-                name, self._namespace, self._ingress_id, self._on_events, self._on_refused
-            )
-            self._start(self._keep(name, link))
-
-    async def _keep(self, name: str, link: ActorLink) -> None:
-        try:
-            await link.run()
-            logger.info("the connection to %s has ended", name)
-        except (*BROKEN, ValueError, OSError) as error:
-            logger.warning("there is no connection to %s: %s", name, describe(error))
-        finally:
-            del self._links[name]
-            self._resubmit_from(name)
-
     def _on_events(self, name: str, events: StepEvents) -> None:
         self._fleet.heard(pipeline_of(name))
         weights = weights_of(name)
@@ -252,14 +233,7 @@ class PipelineClient:
 
     def _on_look(self, reports: Sequence[PipelineReport]) -> None:
         self._choice.look(reports, time.monotonic())
-        for link in self._links.values():
-            link.renew()
-        # A router knows at once of a machine that cannot be reached, a connection to it in 10 s.
-        # Of two looks, since the first may be of the time before an actor began to serve.
-        outcasts = self._choice.outcasts(self._links)
-        for name in outcasts & self._outcasts:
-            self._links[name].give_up()
-        self._outcasts = outcasts
+        self._links.look(self._choice.outcasts)
         self._give_up_on_silent()
 
     def _give_up_on_silent(self) -> None:
@@ -280,17 +254,8 @@ class PipelineClient:
             live.queue.put_nowait(Unavailable("the server has shut down", retry_after_s=5.0))
 
     def _abort(self, live: Live) -> None:
-        if live.actor is None:
-            return
-        if not self._gone:
-            asyncio.get_running_loop().call_soon(self._flush_aborts)
-        self._gone.setdefault(live.actor, []).append(live.attempt_id)
-
-    def _flush_aborts(self) -> None:
-        gone, self._gone = self._gone, {}
-        for name, attempt_ids in gone.items():
-            if (link := self._links.get(name)) is not None:
-                link.abort(attempt_ids)
+        if live.actor is not None:
+            self._links.abort(live.actor, live.attempt_id)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = start_apart(work)

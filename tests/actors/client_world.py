@@ -143,7 +143,7 @@ def clocked(world: World) -> Iterator[None]:
     with (
         mock.patch("actors.ingress.pipeline_client.time", clock),
         mock.patch("actors.ingress.fleet.time", clock),
-        mock.patch("actors.ingress.pipeline_client.ActorLink", world.connect),
+        mock.patch("actors.ingress.actor_links.ActorLink", world.connect),
     ):
         yield
 

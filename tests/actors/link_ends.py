@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from actors.ingress.actor_link import ActorLink
@@ -13,6 +14,7 @@ from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.ranks.ingress_links import LEASE_S, IngressLinks
 
 HOST = "127.0.0.1"
+Play = Callable[[Coroutine[Any, Any, None]], None]  # runs a scenario; a fixture
 
 
 class Rank:

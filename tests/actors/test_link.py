@@ -1,29 +1,20 @@
-"""The connection between ingresses and an attention actor, over real sockets.
-
-On uvloop, whose loops Ray and Serve run where it is installed, and on asyncio's own.
-"""
+"""The connection between ingresses and an attention actor, over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any
 from unittest import mock
 
 import pytest
-import uvloop
 
 from actors.link import Kind, Link, pack_events, pack_requests, unpack_events, unpack_requests
 from actors.messages import GenerateRequest, TokenEvent
-from actors.ranks.ingress_links import LEASE_S
 from model.sampling_params import SamplingParams, TokenLogprobs
-from tests.actors.link_ends import HOST, Ingress, Rank, connected, event
+from tests.actors.link_ends import HOST, Ingress, Play, Rank, connected, event
 
-Play = Callable[[Coroutine[Any, Any, None]], None]
-SHORT_LEASE_S = 0.5
 FULL_EVENT = TokenEvent(
     "r#0",
     (5, 31999),
@@ -46,15 +37,6 @@ FULL_REQUEST = GenerateRequest(
     "weights",
     "mean",
 )
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Play:
-    def on_loop(work: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(work)
-
-    return on_loop
 
 
 def test_every_field_survives() -> None:
@@ -148,66 +130,6 @@ def test_another_thread_tells_faster_than_the_ingress_hears(play: Play) -> None:
             async with asyncio.timeout(20.0):
                 await run
             assert ingress.events == said
-
-    play(scenario())
-
-
-def test_a_silent_ingress_is_dropped_with_its_requests_and_its_connection(play: Play) -> None:
-    async def scenario() -> None:
-        rank, silent, alive = Rank(SHORT_LEASE_S), Ingress("silent"), Ingress("alive")
-        async with connected(rank, silent, alive) as (ended, goes_on):
-            async with asyncio.timeout(10.0):
-                while not ended.done():
-                    alive.link.renew()
-                    await asyncio.sleep(SHORT_LEASE_S / 20)
-            assert rank.dropped == ["silent"]
-            assert not goes_on.done() and alive.link.is_open and not silent.link.is_open
-
-    play(scenario())
-
-
-def test_the_only_ingress_is_dropped_when_it_dies_though_no_other_has_a_word_here(
-    play: Play,
-) -> None:
-    async def scenario() -> None:
-        rank, only = Rank(SHORT_LEASE_S), Ingress("only")
-        async with connected(rank, only) as (ended,):
-            only.link.give_up()
-            await asyncio.wait_for(ended, 10.0)
-            assert not rank.dropped, "it may only have lost its connection"
-            await rank.hear()
-            assert rank.dropped == ["only"]
-
-    play(scenario())
-
-
-def test_an_ingress_that_dies_before_it_connects_is_dropped(play: Play) -> None:
-    async def scenario() -> None:
-        rank = Rank(SHORT_LEASE_S)
-        rank.links.expect(["early"])  # what it sent by way of the router
-        rank.links.tell("early", [event(1)])
-        await rank.hear()
-        assert rank.dropped == ["early"]
-        again = Ingress("early")
-        async with connected(rank, again):
-            rank.links.tell("early", [event(2)])
-            await again.hear()
-            assert again.events == [event(2)], "what was kept for it went with it"
-
-    play(scenario())
-
-
-def test_while_a_pipeline_drains_an_ingress_is_given_up_sooner(play: Play) -> None:
-    async def scenario() -> None:
-        rank, ingress = Rank(), Ingress()
-        async with connected(rank, ingress) as (ended,):
-            ingress.link.abort([])
-            await rank.hear()
-            rank.links.drop_silent(LEASE_S - 1.0)
-            assert not rank.dropped
-            rank.links.drop_silent(0.0)
-            assert rank.dropped == ["i"]
-            await asyncio.wait_for(ended, 10.0)
 
     play(scenario())
 
