@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.init_waits import frequent_looks, no_api_server
 from cluster.log_lines import show_own_lines
-from cluster.node_wait import frequent_looks
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GONE_TIMEOUT_S = 10.0
@@ -133,7 +133,7 @@ class LocalRay:
         """Start the node and connect to it; show what the actors log at this process's stderr?"""
         import ray
 
-        with frequent_looks():
+        with frequent_looks(), no_api_server():
             ray.init(
                 address="local",
                 num_cpus=math.ceil(self._num_cpus),

@@ -1,4 +1,4 @@
-"""Waiting for the node that Ray starts here, without the second that Ray sleeps between looks."""
+"""What `ray.init` waits for when it starts a node here: less of it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,26 @@ def frequent_looks() -> Iterator[None]:
         yield
     finally:
         services.get_node = of_ray
+
+
+@contextmanager
+def no_api_server() -> Iterator[None]:
+    """Let `ray.init` in here start no API server: it waits for that before it starts a node.
+
+    Where there is no dashboard Ray starts it all the same, only to report usage.
+    """
+    from ray._private import services
+
+    of_ray = services.start_api_server
+    services.start_api_server = _not_started
+    try:
+        yield
+    finally:
+        services.start_api_server = of_ray
+
+
+def _not_started(*_args: object, **_options: object) -> tuple[None, None]:
+    return None, None  # no address, no process: as Ray has it where one could not be started
 
 
 def _wait_for(gcs_address: str, node_id: str) -> None:

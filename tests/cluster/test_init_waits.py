@@ -1,4 +1,4 @@
-"""Ray's wait for the node that it starts: shortened, and nothing of it lost."""
+"""What `ray.init` waits for: shortened, and nothing of it lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray import NodeID
 from ray._private import services
 from ray.exceptions import RpcError
 
-from cluster.node_wait import frequent_looks
+from cluster.init_waits import frequent_looks, no_api_server
 
 NODE, OTHER = NodeID.from_random(), NodeID.from_random()
 
@@ -59,3 +59,19 @@ def test_a_gcs_that_cannot_be_asked_is_left_to_ray(monkeypatch: pytest.MonkeyPat
         raise ZeroDivisionError
     assert looks.events == ["look", "Ray's own look"]
     assert services.get_node("10.0.0.1:6379", NODE.hex()) == {"node_manager_port": 1}
+
+
+def test_no_api_server_is_started_but_by_who_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+
+    def start(*args: object, **_options: object) -> tuple[str, object]:
+        started.append(args)
+        return "127.0.0.1:8265", object()
+
+    monkeypatch.setattr(services, "start_api_server", start)
+    with pytest.raises(ZeroDivisionError), no_api_server():
+        there = ("127.0.0.1", "127.0.0.1:6379", "ab", "127.0.0.1", "/t", "/t/logs", "/t/session")
+        assert services.start_api_server(False, False, *there) == (None, None)
+        raise ZeroDivisionError
+    assert not started
+    assert services.start_api_server is start
