@@ -50,6 +50,26 @@ def no_api_server() -> Iterator[None]:
         services.start_api_server = of_ray
 
 
+@contextmanager
+def small_agent() -> Iterator[None]:
+    """Let `ray.init` in here start its node's agent as where Ray has no dashboard's packages.
+
+    The node waits for the agent, which otherwise imports what only a dashboard would ask it for.
+    """
+    from ray._private import utils
+
+    of_ray = utils.get_dashboard_dependency_error
+    utils.get_dashboard_dependency_error = _no_dashboard
+    try:
+        yield
+    finally:
+        utils.get_dashboard_dependency_error = of_ray
+
+
+def _no_dashboard() -> ImportError:
+    return ImportError("no dashboard on this node")
+
+
 def _not_started(*_args: object, **_options: object) -> tuple[None, None]:
     return None, None  # no address, no process: as Ray has it where one could not be started
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.init_waits import frequent_looks, no_api_server
+from cluster.init_waits import frequent_looks, no_api_server, small_agent
 from cluster.log_lines import show_own_lines
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
@@ -133,7 +133,7 @@ class LocalRay:
         """Start the node and connect to it; show what the actors log at this process's stderr?"""
         import ray
 
-        with frequent_looks(), no_api_server():
+        with frequent_looks(), no_api_server(), small_agent():
             ray.init(
                 address="local",
                 num_cpus=math.ceil(self._num_cpus),

@@ -9,7 +9,8 @@ import mmap
 import numpy as np
 import torch
 
-_HUGE_PAGE_BYTES = 2 << 20
+from model import early_memory
+from model.early_memory import HUGE_PAGE_BYTES
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -30,13 +31,16 @@ def empty_for_weights(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tenso
     memory faster than it finds its pages loses a tenth of the bandwidth and more.
     """
     size_bytes = math.prod(shape) * dtype.itemsize
-    if size_bytes < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size_bytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype)
+    early = early_memory.take(size_bytes)
+    if early is not None:
+        return torch.frombuffer(early, dtype=torch.uint8).view(dtype).view(shape)
     # Pages that are never written take no memory; those of a shared mapping would stay small.
-    area = mmap.mmap(-1, size_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area = mmap.mmap(-1, size_bytes + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     area.madvise(mmap.MADV_HUGEPAGE)
     unaligned = torch.frombuffer(area, dtype=torch.uint8)  # keeps the area
-    start = -unaligned.data_ptr() % _HUGE_PAGE_BYTES
+    start = -unaligned.data_ptr() % HUGE_PAGE_BYTES
     return unaligned[start : start + size_bytes].view(dtype).view(shape)
 
 

@@ -16,8 +16,22 @@ from actors.model_plan import ModelPlan
 from actors.naming import actor_name, namespace_of
 from actors.pipeline.bundles import Kind, Needs, Resources, Role, covers, pick_bundle
 from actors.ranks.rank_actor import AttentionActor, ExpertActor, SpareActor
+from model.model_sizes import role_bytes
 
 _CLASSES = {"attention": AttentionActor, "expert": ExpertActor, "spare": SpareActor}
+
+
+def weights_bytes(plan: ModelPlan) -> dict[Kind, int]:
+    """What an actor of each kind is going to read into this machine's memory; 0: hard to tell."""
+    told = plan.device == "cpu" and plan.dtype == "bfloat16" and plan.model.bitsandbytes is None
+    if not told:
+        return {"attention": 0, "expert": 0, "spare": 0}
+    held = role_bytes(plan.model, plan.dtype, plan.bits, copies_tied_head=True)
+    if plan.num_expert:
+        expert, with_experts = held.expert_actor(plan.num_expert), held.attention
+    else:
+        expert, with_experts = 0, held.attention + held.all_experts
+    return {"attention": with_experts, "expert": expert, "spare": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class Spawner:
         self._pipeline = pipeline
         self._device = plan.device
         self._packed_plan = pickle.dumps(plan)
+        self._weights_bytes = weights_bytes(plan)
         self._group = group
         self._namespace = namespace_of(application)
         self._needs = needs
@@ -88,7 +103,14 @@ class Spawner:
                     placement_group=group, placement_group_bundle_index=bundle
                 ),
             )
-            .remote(self._pipeline, self._device, self._packed_plan, calm, self._logs)
+            .remote(
+                self._pipeline,
+                self._device,
+                self._packed_plan,
+                calm,
+                self._logs,
+                0 if calm else self._weights_bytes[kind],
+            )
         )
         return Member(name, handle, group, bundle, self._needs.roles(resources))
 

@@ -11,7 +11,6 @@ only imported by the actor itself, behind everything else if there is no hurry.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import pickle
 import threading
@@ -27,9 +26,11 @@ from actors.log_lines import LogSettings
 from actors.messages import GenerateRequest
 from actors.patience import in_daemon_thread
 from actors.ranks.actor_stats import ActorIdentity, ActorStats
+from actors.ranks.imports import import_all
 from actors.ranks.priority import hurry, step_back
 from actors.ranks.progress import Progress
 from actors.ranks.start_times import StartTimes
+from model import early_memory
 from model.placement import ExpertPlacement, Pair
 
 if TYPE_CHECKING:
@@ -48,9 +49,19 @@ class RankActor:
     """Ray runs its async methods; the rank's loop has a thread of its own."""
 
     def __init__(
-        self, pipeline: str, device: str, packed_plan: bytes, calm: bool, logs: LogSettings
+        self,
+        pipeline: str,
+        device: str,
+        packed_plan: bytes,
+        calm: bool,
+        logs: LogSettings,
+        weights_bytes: int = 0,
     ) -> None:
-        """`packed_plan`: a pickled ModelPlan, since its types bring torch. `calm`: no hurry."""
+        """`packed_plan`: a pickled ModelPlan, since its types bring torch. `calm`: no hurry.
+
+        `weights_bytes`: to have memory ready for; 0: it is not known for how many.
+        """
+        early_memory.begin(weights_bytes)
         self._times = StartTimes(begun_s=time.time())
         self._logs = logs
         logs.configure("spare", pipeline=pipeline)
@@ -75,7 +86,7 @@ class RankActor:
             self._imports.join()
 
     def _import(self, calm: bool) -> None:
-        _import_all(calm)
+        import_all(calm)
         plan: ModelPlan = pickle.loads(self._packed_plan)
         if plan.model.bitsandbytes is not None:
             from model.bitsandbytes_library import load_library
@@ -128,6 +139,7 @@ class RankActor:
             self._expert = expert = ExpertRank(plan, device, self._progress)
             read, run = partial(expert.load, pairs), expert.run
         await in_daemon_thread(partial(_read, read, calm))
+        early_memory.end()
         self._times = replace(self._times, loaded_s=time.time())
         life.start(partial(run, life.epochs))
 
@@ -259,23 +271,6 @@ class RankActor:
     def _close_links(self) -> None:
         if self._attention is not None:
             self._attention.close_links()
-
-
-def _import_all(calm: bool) -> None:
-    """Without the garbage collector, to which nothing of it ever falls.
-
-    Looking through it again and again is a sixth of the import, and a tenth of a second each time
-    later on, in the middle of a step.
-    """
-    if calm:
-        step_back()
-    gc.disable()
-    try:
-        import actors.ranks.attention
-        import actors.ranks.expert  # noqa: F401
-    finally:
-        gc.enable()
-    gc.freeze()
 
 
 def _read(read: Callable[[], None], calm: bool) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import ray._raylet
 from ray import NodeID
-from ray._private import services
+from ray._private import services, utils
 from ray.exceptions import RpcError
 
-from cluster.init_waits import frequent_looks, no_api_server
+from cluster.init_waits import frequent_looks, no_api_server, small_agent
 
 NODE, OTHER = NodeID.from_random(), NodeID.from_random()
 
@@ -75,3 +75,12 @@ def test_no_api_server_is_started_but_by_who_comes_after(monkeypatch: pytest.Mon
         raise ZeroDivisionError
     assert not started
     assert services.start_api_server is start
+
+
+def test_the_small_agent_is_only_for_the_node_that_is_started_meanwhile() -> None:
+    before = utils.get_dashboard_dependency_error
+    assert before() is None  # else nothing here shows a difference
+    with pytest.raises(ZeroDivisionError), small_agent():
+        assert isinstance(utils.get_dashboard_dependency_error(), ImportError)
+        raise ZeroDivisionError
+    assert utils.get_dashboard_dependency_error is before
