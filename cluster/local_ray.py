@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Set
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -129,11 +130,15 @@ class LocalRay:
         # What Ray leaves behind when it is killed becomes our child, not init's.
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
-    def start(self, *, show_logs: bool = False) -> None:
-        """Start the node and connect to it; show what the actors log at this process's stderr?"""
+    def start(self, *, show_logs: bool = False, exports: bool = False) -> None:
+        """Start the node and connect to it; show what the actors log at this process's stderr?
+
+        With `exports` its agent exports Ray's metrics, which takes it a second longer to start.
+        """
         import ray
 
-        with frequent_looks(), no_api_server(), small_agent():
+        agent = nullcontext() if exports else small_agent()
+        with frequent_looks(), no_api_server(), agent:
             ray.init(
                 address="local",
                 num_cpus=math.ceil(self._num_cpus),

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
+from importlib import import_module
+from types import ModuleType
 
 from actors.ranks.priority import step_back
+
+# What torch's operators would do to tensors without data, which only a compiler asks for. To import
+# and register it takes torch a quarter of its import.
+_FOR_COMPILERS = "_meta_registrations"
 
 
 def import_all(calm: bool) -> None:
@@ -17,8 +24,23 @@ def import_all(calm: bool) -> None:
         step_back()
     gc.disable()
     try:
+        import_torch()
         import actors.ranks.attention
         import actors.ranks.expert  # noqa: F401
     finally:
         gc.enable()
     gc.freeze()
+
+
+def import_torch() -> None:
+    """Import it without what is for compilers; whoever needs that can still import it himself."""
+    if "torch" in sys.modules:
+        return
+    left_out = f"torch.{_FOR_COMPILERS}"
+    sys.modules[left_out] = stand_in = ModuleType(left_out)
+    try:
+        torch = import_module("torch")
+    finally:
+        del sys.modules[left_out]
+    if getattr(torch, _FOR_COMPILERS, None) is stand_in:
+        delattr(torch, _FOR_COMPILERS)

@@ -34,7 +34,7 @@ class Cluster:
         port = free_port()
         local_ray = LocalRay(_CPUS, shutdown_timeout_s=5.0, http_port=port)
         os.environ.update({"RAY_metrics_report_interval_ms": str(_METRICS_PERIOD_MS)})
-        local_ray.start()
+        local_ray.start(exports=True)
         from ray import serve
 
         client: Any = import_module("ray.serve._private.client")

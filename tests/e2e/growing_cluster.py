@@ -50,7 +50,7 @@ LISTS = (
 class GrowingRay(LocalRay):
     """Its head is here, and so are the nodes that Ray adds."""
 
-    def start(self, *, show_logs: bool = False) -> None:
+    def start(self, *, show_logs: bool = False, exports: bool = False) -> None:
         """Start the head and its autoscaler, and connect."""
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         import ray
