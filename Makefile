@@ -16,7 +16,8 @@ help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 # Installed once, and again only when the project's dependencies or compiled kernels change.
-$(VENV)/.installed: pyproject.toml $(wildcard model/cpu_kernels/*.cpp model/cpu_kernels/*.h)
+$(VENV)/.installed: pyproject.toml $(wildcard model/cpu_kernels/*.cpp model/cpu_kernels/*.h) \
+		model/cpu_kernels/build.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

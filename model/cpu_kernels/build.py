@@ -1,4 +1,4 @@
-"""Building the kernels as the project is installed: every variant of the same sources, at once.
+"""Building the kernels as the project is installed: the same sources for each kind of CPU.
 
 pyproject.toml names the variants and what tells them apart; setuptools runs this.
 """
@@ -25,10 +25,9 @@ class BuildKernels(build_ext):
         for extension in self.extensions:
             extension.sources = sorted(glob(f"{_DIRECTORY}/*.cpp"))
             extension.depends = sorted(glob(f"{_DIRECTORY}/*.h"))
-        self.parallel = len(self.extensions)  # each waits for its own files, and then links them
 
     def build_extensions(self) -> None:
-        """Compile the files of all variants on all cores."""
+        """Compile a variant's files on all cores; variants in turn, as they share file names."""
         compile_in_turn = self.compiler.compile
         with ThreadPoolExecutor(min(_MOST_AT_ONCE, os.cpu_count() or 1)) as cores:
 
