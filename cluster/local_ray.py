@@ -11,9 +11,12 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Set
+from collections.abc import Callable, Set
+from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
 
 import psutil
 
@@ -23,7 +26,11 @@ from cluster.log_lines import show_own_lines
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 _GONE_TIMEOUT_S = 10.0
 _UNCLAIMED_PORTS = range(20000, 30000)
+_LOOK_EVERY_S = 0.5
+_NEEDED = ("gcs_server", "raylet")  # of what Ray starts here; the rest serves people who look on
 _OBJECT_STORE_BYTES = 256 << 20  # requests and tokens; weights and rows never go through it
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +123,10 @@ def _token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
 
 
+class RayLost(RuntimeError):
+    """A process of Ray's own has ended, without which nothing can be served or stopped in order."""
+
+
 class LocalRay:
     """A Ray cluster of one node, owned by this process."""
 
@@ -150,6 +161,30 @@ class LocalRay:
             )
         if show_logs:
             show_own_lines()
+
+    def require(self) -> None:
+        """Raise RayLost if it has ended, though nobody told it to."""
+        from ray._private import worker
+
+        node: Any = worker._global_node
+        for name, _process in node.dead_processes() if node else ():
+            if name in _NEEDED:
+                raise RayLost(f"Ray's {name} has ended")
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Return what a call to Ray returns. RayLost if Ray ends meanwhile: it may never return."""
+        answer: Future[T] = Future()
+
+        def wait_for_it() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as error:  # whatever it is, it is raised where it was asked
+                answer.set_exception(error)
+
+        Thread(target=wait_for_it, daemon=True).start()
+        while not wait([answer], timeout=_LOOK_EVERY_S).done:
+            self.require()
+        return answer.result()
 
     def stop(self) -> None:
         """End the node and everything it started; removes its files."""

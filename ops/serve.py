@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from actors.log_lines import LogSettings
-from cluster.local_ray import LocalRay, join_cluster
+from cluster.local_ray import LocalRay, RayLost, join_cluster
 from cluster.log_lines import hide_ray_lines
 from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
 from configs.model_settings import BUILT_IN_FORMATS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
     from model.config import ModelConfig
     from model.head import Task
 
+_LOOK_EVERY_S = 1.0  # at Ray's own processes
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
 
 
@@ -84,7 +86,7 @@ def serve(config: WindroseConfig) -> int:
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
         example = _example(model.head.task, chats)
-        return _run(config, console, signals, ends_s, example, own_cluster=own is not None)
+        return _run(config, console, signals, ends_s, example, own)
     except _Stop:
         return 0
     except ConnectionError as error:
@@ -102,8 +104,7 @@ def _run(
     signals: _Signals,
     ends_s: Mapping[str, float],
     example: tuple[str, dict[str, object]],
-    *,
-    own_cluster: bool,
+    own: LocalRay | None,
 ) -> int:
     """`ends_s`: when the phases of the start before it ended. `example`: a request to try."""
     # Imported only now: Ray Serve reads its settings from the environment at import.
@@ -120,7 +121,7 @@ def _run(
             f"windrose: starting {config.model_name} on {config.attention_actors} attention and "
             f"{config.expert_actors} expert actors"
         )
-        if own_cluster:
+        if own is not None:
             device = device_here(config)
             require_room(deployment_bundles(config, device, config.first_replicas))
         device = launch.deploy(config)
@@ -128,37 +129,48 @@ def _run(
         started = _show_start(config, device, console)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
         _announce(config, launch.local_url(config), example)
-        signals.wait()
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            if own is not None:
+                own.require()
+    except RayLost as error:
+        console.print(f"windrose: {error}; nothing can be served without it", highlight=False)
+        return 1
     except (ValueError, TimeoutError, RayError, launch.DeployError, NoRoom) as error:
         wait = not isinstance(error, NoRoom)
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
         console.print("windrose: finishing what was accepted; once more to stop at once")
-        _drain(config, console)
+        _drain(config, console, own)
     finally:
         signals.ignore()
-        if own_cluster:
-            hide_ray_lines()
-            ray_serve.shutdown()
-        else:
+        if own is None:
             launch.undeploy(wait=wait)
+        else:
+            hide_ray_lines()
+            with suppress(RayLost):
+                own.ask(ray_serve.shutdown)
     return 0
 
 
-def _drain(config: WindroseConfig, console: Console) -> None:
+def _drain(config: WindroseConfig, console: Console, own: LocalRay | None) -> None:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
     from cluster import launch
 
+    def drain() -> int:
+        return launch.drain(config.shutdown_timeout_s)
+
     try:
-        unfinished = launch.drain(config.shutdown_timeout_s)
+        # Where a signal goes to all processes at once, as systemd's do, Ray ends meanwhile.
+        unfinished = drain() if own is None else own.ask(drain)
         if unfinished:
             console.print(f"windrose: {unfinished} requests did not finish in time")
     except _Stop:
         console.print("windrose: stopping at once")
-    except (RayError, RayServeException, TimeoutError) as error:
+    except (RayError, RayServeException, RayLost, TimeoutError) as error:
         console.print(f"windrose: could not drain: {error}", markup=False, highlight=False)
 
 
@@ -271,11 +283,6 @@ class _Signals:
         """Let nothing interrupt the end."""
         for number in self._CAUGHT:
             signal.signal(number, signal.SIG_IGN)
-
-    def wait(self) -> None:
-        """Sleep until a signal raises."""
-        while True:
-            signal.pause()
 
     @staticmethod
     def _raise(_number: int, _frame: FrameType | None) -> None:

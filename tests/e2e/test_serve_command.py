@@ -255,6 +255,17 @@ def test_drain_is_bounded(checkpoint: Path) -> None:
         server.assert_nothing_left()
 
 
+def test_ends_when_ray_has_ended_and_leaves_nothing(checkpoint: Path) -> None:
+    with serving(checkpoint, "--max-model-len", "512") as server:
+        server.announcement()
+        children = psutil.Process(server.process.pid).children()
+        next(child for child in children if child.name() == "raylet").kill()
+        status, stderr = server.end()
+        assert status == 1
+        assert "windrose: Ray's raylet has ended; nothing can be served without it" in stderr
+        server.assert_nothing_left()
+
+
 def test_refuses_what_cannot_be_served(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "broken", shards=2)
     shard = next(model.glob("*-00002-of-*.safetensors"))
