@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import sys
 import weakref
+from contextlib import suppress
 from threading import Event, Lock, Thread
 
 from model.cpu_kernels.binary import load_binary
@@ -72,7 +73,8 @@ def begin(size_bytes: int) -> None:
     """Have memory for weights of so many bytes ready, where compiled kernels will read them."""
     global _early
     if size_bytes >= HUGE_PAGE_BYTES and sys.platform == "linux" and load_binary() is not None:
-        _early = EarlyMemory(size_bytes)
+        with suppress(OSError):  # no such room in one piece: the weights ask for theirs one by one
+            _early = EarlyMemory(size_bytes)
 
 
 def take(size_bytes: int) -> ctypes.Array[ctypes.c_char] | None:

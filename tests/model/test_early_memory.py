@@ -127,3 +127,8 @@ def test_nothing_is_made_ready_that_nobody_will_take(
 def test_address_space_that_cannot_be_had_is_an_error() -> None:
     with pytest.raises(OSError, match="bytes of address space"):
         EarlyMemory(1 << 60)
+
+
+def test_weights_do_without_what_cannot_be_had(kernels: None) -> None:
+    early_memory.begin(1 << 60)
+    assert bool((empty_for_weights((3 * _MB,), torch.uint8).fill_(5) == 5).all())
