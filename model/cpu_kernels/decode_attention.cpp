@@ -1,7 +1,6 @@
 // Rotary embedding with the cache write, and attention of decoding rows over the paged cache.
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -24,13 +23,64 @@ struct Running {
   float sum;
 };
 
-// Takes in `count` positions (slots[0..count)) for QUERIES queries of one key-value head.
+// Some positions of a sequence, by their slots in the cache.
+struct Chunk {
+  const bf16* slots[kChunk];
+  int count;
+};
+
+// Asks memory for some heads of a chunk while the one before is taken in, piece after piece in the
+// order they lie in: all of it at once is more than a core can wait for. What does not fit into the
+// first cache beside the chunk before goes into the second.
+class Asking {
+ public:
+  Asking(const Chunk& chunk, const Cache& cache, int64_t first_head, int64_t end_head)
+      : chunk_(chunk), cache_(cache), first_head_(first_head), end_head_(end_head) {}
+
+  // For the next head's key and value.
+  void operator()() {
+    if (position_ >= chunk_.count) return;
+    const bf16* key = chunk_.slots[position_] + head_ * cache_.head_dim;
+    const bf16* value = key + cache_.kv_heads * cache_.head_dim;
+    constexpr int64_t kFirstCache = 32 << 10;
+    const int64_t values = 2 * kChunk * (end_head_ - first_head_) * cache_.head_dim;
+    if (values * int64_t(sizeof(bf16)) <= kFirstCache / 2) {
+      ask<_MM_HINT_NTA>(key, value);
+    } else {
+      ask<_MM_HINT_T1>(key, value);
+    }
+    if (++head_ < end_head_) return;
+    head_ = first_head_;
+    ++position_;
+  }
+
+ private:
+  template <auto HINT>
+  void ask(const bf16* key, const bf16* value) const {
+    constexpr int64_t kLine = 32;  // bf16 in a cache line
+    for (int64_t d = 0; d < cache_.head_dim; d += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(key + d), HINT);
+      _mm_prefetch(reinterpret_cast<const char*>(value + d), HINT);
+    }
+  }
+
+  const Chunk& chunk_;
+  const Cache& cache_;
+  const int64_t first_head_, end_head_;
+  int64_t head_ = first_head_;
+  int position_ = 0;
+};
+
+// Takes in a chunk for QUERIES queries of one key-value head.
 template <int QUERIES>
-void take_in(const bf16* query, const bf16* const* slots, int count, const Cache& cache,
+void take_in(const bf16* query, const Chunk& chunk, Asking& ask_for_next, const Cache& cache,
              int64_t head, float scale, Running* running, float* out) {
   const int64_t dim = cache.head_dim;
+  const bf16* const* const slots = chunk.slots;
+  const int count = chunk.count;
   alignas(64) float scores[QUERIES][kChunk];
   for (int s = 0; s < count; ++s) {
+    ask_for_next();
     const bf16* key = slots[s] + head * dim;
     Floats sums[QUERIES];
     for (int q = 0; q < QUERIES; ++q) sums[q] = zeros();
@@ -88,29 +138,13 @@ void take_in(const bf16* query, const bf16* const* slots, int count, const Cache
   }
 }
 
-// Asks for the keys and values of some heads at `count` positions, in the order they lie in: the
-// hardware does not see it through the loops over heads. A third faster at 32 rows.
-// Inlined by force: GCC takes a function that only prefetches for one that does nothing.
-[[gnu::always_inline]] inline void prefetch(const bf16* const* slots, int count, const Cache& cache, int64_t first_head,
-              int64_t end_head) {
-  constexpr int64_t kLine = 32;  // bf16 in a cache line
-  const int64_t from = first_head * cache.head_dim, to = end_head * cache.head_dim;
-  for (int s = 0; s < count; ++s) {
-    for (const bf16* part : {slots[s], slots[s] + cache.kv_heads * cache.head_dim}) {
-      for (int64_t d = from; d < to; d += kLine) {
-        _mm_prefetch(reinterpret_cast<const char*>(part + d), _MM_HINT_T0);
-      }
-    }
-  }
-}
-
-void take_in_any(int queries, const bf16* query, const bf16* const* slots, int count,
+void take_in_any(int queries, const bf16* query, const Chunk& chunk, Asking& next,
                  const Cache& cache, int64_t head, float scale, Running* running, float* out) {
   switch (queries) {
-    case 1: return take_in<1>(query, slots, count, cache, head, scale, running, out);
-    case 2: return take_in<2>(query, slots, count, cache, head, scale, running, out);
-    case 3: return take_in<3>(query, slots, count, cache, head, scale, running, out);
-    default: return take_in<4>(query, slots, count, cache, head, scale, running, out);
+    case 1: return take_in<1>(query, chunk, next, cache, head, scale, running, out);
+    case 2: return take_in<2>(query, chunk, next, cache, head, scale, running, out);
+    case 3: return take_in<3>(query, chunk, next, cache, head, scale, running, out);
+    default: return take_in<4>(query, chunk, next, cache, head, scale, running, out);
   }
 }
 
@@ -169,29 +203,25 @@ void windrose_decode_attention(const bf16* query, int64_t query_stride, const bf
     sums.assign(num_heads * head_dim, 0.0f);
     running.assign(num_heads, {-std::numeric_limits<float>::infinity(), 0.0f});
     int64_t position = window > 0 && length > window ? length - window : 0;
-    const bf16* chunks[2][kChunk];  // this one's slots and the next one's
-    const auto find_chunk = [&](int64_t from, const bf16** slots) {
-      const int count = int(std::clamp<int64_t>(length - from, 0, kChunk));
-      for (int s = 0; s < count; ++s) {
-        slots[s] = layer.slot(tables + row * table_stride, from + s);
+    Chunk chunks[2];  // this one and the next one
+    const auto find = [&](int64_t from, Chunk& chunk) {
+      chunk.count = int(std::clamp<int64_t>(length - from, 0, kChunk));
+      for (int s = 0; s < chunk.count; ++s) {
+        chunk.slots[s] = layer.slot(tables + row * table_stride, from + s);
       }
-      return count;
     };
-    int count = find_chunk(position, chunks[0]);
-    for (int turn = 0; count > 0; turn ^= 1) {
-      const bf16* const* slots = chunks[turn];
-      const int next_count = find_chunk(position + kChunk, chunks[turn ^ 1]);
-      prefetch(chunks[turn ^ 1], next_count, layer, first_head, end_head);
+    find(position, chunks[0]);
+    for (int turn = 0; chunks[turn].count > 0; turn ^= 1, position += kChunk) {
+      find(position + kChunk, chunks[turn ^ 1]);
+      Asking next(chunks[turn ^ 1], layer, first_head, end_head);
       for (int64_t head = first_head; head < end_head; ++head) {
         for (int64_t q = 0; q < group; q += kMaxQueries) {
           const int64_t h = head * group + q;
           const int some = int(group - q < kMaxQueries ? group - q : kMaxQueries);
-          take_in_any(some, queries + h * head_dim, slots, count, layer, head, scale,
+          take_in_any(some, queries + h * head_dim, chunks[turn], next, layer, head, scale,
                       running.data() + h, sums.data() + h * head_dim);
         }
       }
-      position += kChunk;
-      count = next_count;
     }
     for (int64_t h = first_head * group; h < end_head * group; ++h) {
       const Floats share = all(1.0f / running[h].sum);
