@@ -69,6 +69,8 @@ def serve_environment(
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
         "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": str(max(1.0, shutdown_timeout_s)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A call that comes too late fails, instead of starting another Ray.
+        "RAY_ENABLE_AUTO_CONNECT": "0",
         # Ray's own default of 15 leaves actors what any other process of the machine lets them.
         "RAY_worker_niceness": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -133,6 +135,7 @@ class LocalRay:
     def __init__(self, num_cpus: float, shutdown_timeout_s: float, http_port: int) -> None:
         """Prepare the environment: before any import of Ray, which reads it then."""
         self._num_cpus = num_cpus
+        self.unanswered = False  # a call to Ray goes on that nobody waits for any more
         # Paths of Unix sockets must be short (97 bytes for HAProxy's); most of one is a node id.
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="windrose-", dir="/tmp"))
         environment = serve_environment(self._runtime_dir, shutdown_timeout_s, http_port)
@@ -171,8 +174,11 @@ class LocalRay:
             if name in _NEEDED:
                 raise RayLost(f"Ray's {name} has ended")
 
-    def ask(self, call: Callable[[], T]) -> T:
-        """Return what a call to Ray returns. RayLost if Ray ends meanwhile: it may never return."""
+    def ask(self, call: Callable[[], T], *, let_go_s: float = 0.0) -> T:
+        """Return what a call to Ray returns. RayLost if Ray ends meanwhile: it may never return.
+
+        Where a signal ends the wait, the call still gets `let_go_s` to come to an end by itself.
+        """
         answer: Future[T] = Future()
 
         def wait_for_it() -> None:
@@ -181,16 +187,27 @@ class LocalRay:
             except Exception as error:  # whatever it is, it is raised where it was asked
                 answer.set_exception(error)
 
-        Thread(target=wait_for_it, daemon=True).start()
-        while not wait([answer], timeout=_LOOK_EVERY_S).done:
-            self.require()
+        try:
+            Thread(target=wait_for_it, daemon=True).start()
+            while not wait([answer], timeout=_LOOK_EVERY_S).done:
+                self.require()
+        except RayLost:
+            self.unanswered = True
+            raise
+        except BaseException:
+            self.unanswered |= not wait([answer], timeout=let_go_s).done
+            raise
         return answer.result()
 
     def stop(self) -> None:
-        """End the node and everything it started; removes its files."""
+        """End the node and everything it started; removes its files.
+
+        Where a call is `unanswered`, this process is to end without what Ray does at its exit.
+        """
         import ray
 
-        ray.shutdown()
+        if not self.unanswered:  # after it, the next thing a thread asks ends the process at once
+            ray.shutdown()
         end_descendants()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 

@@ -7,17 +7,18 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from actors.log_lines import LogSettings
 from cluster.local_ray import LocalRay, RayLost, join_cluster
@@ -25,6 +26,7 @@ from cluster.log_lines import hide_ray_lines
 from cluster.placement import cpus_needed, deployment_bundles, room_to_grow
 from configs.model_settings import BUILT_IN_FORMATS
 from configs.schema import WindroseConfig
+from ops.start_bars import show_start
 
 if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
     from cluster.launch import Starting
@@ -33,6 +35,9 @@ if TYPE_CHECKING:  # they bring Ray or torch, which take seconds to import
 
 _LOOK_EVERY_S = 1.0  # at Ray's own processes
 _SERVE_CPUS = 4  # Serve's controller and proxies, and room for their restarts
+_LET_GO_S = 5.0  # after a signal, for what the start just asks of Ray
+
+T = TypeVar("T")
 
 
 class _Stop(BaseException):
@@ -71,6 +76,7 @@ def serve(config: WindroseConfig) -> int:
         console.print(told, highlight=False, soft_wrap=True)
     signals = _Signals()
     own = None
+    status = 1
     try:
         signals.install()
         ends_s = {"command": time.time()}
@@ -86,16 +92,21 @@ def serve(config: WindroseConfig) -> int:
         ends_s["ray"] = time.time()
         signals.install()  # again: Ray has installed its own
         example = _example(model.head.task, chats)
-        return _run(config, console, signals, ends_s, example, own)
+        status = _run(config, console, signals, ends_s, example, own)
     except _Stop:
-        return 0
+        status = 0
     except ConnectionError as error:
         console.print(f"windrose: RAY_ADDRESS={address}: {error}", markup=False, soft_wrap=True)
-        return 1
     finally:
         signals.ignore()
         if own is not None:
             own.stop()
+    if own is not None and own.unanswered:
+        # What Ray does at a process's exit waits for what has ended, and makes its files anew.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _run(
@@ -122,11 +133,13 @@ def _run(
             f"{config.expert_actors} expert actors"
         )
         if own is not None:
-            device = device_here(config)
-            require_room(deployment_bundles(config, device, config.first_replicas))
-        device = launch.deploy(config)
+            bundles = partial(deployment_bundles, num_pipelines=config.first_replicas)
+            _ask(own, lambda: require_room(bundles(config, device_here(config))))
+        device = _ask(own, partial(launch.deploy, config))
         deployed_s = time.time()
-        started = _show_start(config, device, console)
+        steps = launch.watch_start(config, device)
+        looks = iter(lambda: _ask(own, partial(next, steps, None)), None)
+        started = show_start(looks, config, console)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
         _announce(config, launch.local_url(config), example)
         while True:
@@ -152,6 +165,11 @@ def _run(
             with suppress(RayLost):
                 own.ask(ray_serve.shutdown)
     return 0
+
+
+def _ask(own: LocalRay | None, call: Callable[[], T]) -> T:
+    """What the start asks of Ray: of our own it is waited for only while that lives."""
+    return call() if own is None else own.ask(call, let_go_s=_LET_GO_S)
 
 
 def _drain(config: WindroseConfig, console: Console, own: LocalRay | None) -> None:
@@ -203,42 +221,6 @@ def _port_is_free(config: WindroseConfig) -> bool:
     except OSError:
         return False
     return True
-
-
-def _show_start(config: WindroseConfig, device: str, console: Console) -> Starting:
-    """Draw one bar per actor while weights are read, until the server is healthy.
-
-    Returns how it was then. Where there is no terminal there are no bars, only what is new.
-    """
-    from cluster import launch
-
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    rounding = "" if config.quantization == "none" else f", to {config.quantization}"
-    tasks: dict[tuple[str, int], TaskID] = {}
-    with bars:
-        for starting in launch.watch_start(config, device):
-            if starting.news is not None:
-                console.print(
-                    f"windrose: {starting.news}", markup=False, highlight=False, soft_wrap=True
-                )
-            for actor in starting.actors:
-                key = (actor.identity.pipeline, actor.identity.rank)
-                if key not in tasks:
-                    name = f"{actor.identity.role} {actor.identity.rank}{rounding}"
-                    tasks[key] = bars.add_task(name, total=None)
-                bars.update(
-                    tasks[key],
-                    completed=actor.read_bytes,
-                    total=actor.weights_on_disk_bytes or None,
-                )
-    return starting
 
 
 def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -32,7 +33,9 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
 
 @pytest.fixture
 def own() -> LocalRay:
-    return LocalRay.__new__(LocalRay)  # it has started nothing, and so there is nothing to stop
+    own = LocalRay.__new__(LocalRay)  # it has started nothing, and so there is nothing to stop
+    own.unanswered = False
+    return own
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
@@ -71,4 +74,34 @@ def test_nobody_waits_for_a_ray_that_ends_meanwhile(node: Node, own: LocalRay) -
 
     with pytest.raises(RayLost):
         own.ask(hang)
+    assert own.unanswered
     never.set()
+
+
+def test_a_call_that_a_signal_leaves_alone_comes_to_its_end(node: Node, own: LocalRay) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        signalled.wait()
+        ended.set()
+
+    signalled = threading.Event()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        signalled.set()
+        raise KeyboardInterrupt
+
+    def strike() -> None:
+        begun.wait()
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        threading.Thread(target=strike, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            own.ask(call, let_go_s=60.0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended.is_set()
+    assert not own.unanswered

@@ -8,12 +8,8 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -23,96 +19,9 @@ import pytest
 from cluster.start_phases import read_phases
 from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
+from tests.e2e.serve_process import START_TIMEOUT_S, Server, serving
 from tests.e2e.streams import Stream, assert_under_way
 from tests.ports import free_port
-
-WINDROSE = Path(sys.executable).parent / "windrose"
-NOTING_DIRECTORIES = Path(__file__).parent / "noting_directories"
-MARK = "WINDROSE_TEST_MARK"
-NOTES = "WINDROSE_TEST_NOTES"
-START_TIMEOUT_S = 180.0
-
-
-class Server:
-    """A `windrose serve` process, and everything that carries its mark."""
-
-    def __init__(self, model: Path, *flags: str, port: int, ray_address: str = "") -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.printed = ""  # on stdout, up to the announcement
-        self._mark = uuid.uuid4().hex
-        self._shm = set(os.listdir("/dev/shm"))
-        self._notes = model.parent / f"directories-{self._mark}"
-        self._notes.touch()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= {MARK: self._mark, NOTES: str(self._notes)}
-        path = (NOTING_DIRECTORIES, environment.get("PYTHONPATH"))
-        environment["PYTHONPATH"] = os.pathsep.join(str(one) for one in path if one)
-        if ray_address:
-            environment["RAY_ADDRESS"] = ray_address
-        self.process = subprocess.Popen(
-            [WINDROSE, "serve", model, "--port", str(port), *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-            start_new_session=True,  # so that a signal to its group is what Ctrl-C sends
-        )
-
-    def announcement(self) -> str:
-        """Wait for the lines that say it serves; returns the command they offer to try."""
-        assert self.process.stdout is not None
-        watchdog = threading.Timer(START_TIMEOUT_S, self.process.kill)
-        watchdog.start()
-        try:
-            for line in self.process.stdout:
-                self.printed += line
-                if line.startswith("Try:"):
-                    return line.removeprefix("Try:").strip()
-        finally:
-            watchdog.cancel()
-        raise AssertionError(f"it ended before it served: {self.end()}")
-
-    def directories(self) -> list[Path]:
-        """What its processes, and no others of this machine, have made in /tmp."""
-        return [Path(line) for line in self._notes.read_text().splitlines()]
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; returns exit status and what it said on stderr."""
-        rest, stderr = self.process.communicate(timeout=120.0)
-        self.printed += rest
-        return self.process.returncode, stderr
-
-    def assert_nothing_left(self) -> None:
-        """No process with our mark, no new file in /dev/shm, none of its in /tmp, no listener."""
-        assert marked(self._mark) == []
-        assert set(os.listdir("/dev/shm")) <= self._shm
-        assert [one for one in self.directories() if one.exists()] == []
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=2.0)
-
-
-def marked(mark: str) -> list[str]:
-    """Processes that inherited the mark in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
-                found.append(f"{process.pid} {process.name()}")
-        except psutil.Error:
-            continue  # ended meanwhile
-    return found
-
-
-@contextmanager
-def serving(model: Path, *flags: str) -> Iterator[Server]:
-    server = Server(model, *flags, port=free_port())
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.send_signal(signal.SIGTERM)
-            server.end()
 
 
 def assert_phases(printed: str) -> None:
@@ -263,6 +172,18 @@ def test_ends_when_ray_has_ended_and_leaves_nothing(checkpoint: Path) -> None:
         status, stderr = server.end()
         assert status == 1
         assert "windrose: Ray's raylet has ended; nothing can be served without it" in stderr
+        server.assert_nothing_left()
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_ends_when_ray_ends_while_it_starts(checkpoint: Path, name: str) -> None:
+    with serving(checkpoint, "--max-model-len", "512", "--start-timeout", "600") as server:
+        server.await_line("windrose: starting random-mixtral on ")
+        children = psutil.Process(server.process.pid).children()
+        next(child for child in children if child.name() == name).kill()
+        status, stderr = server.end()
+        assert status == 1
+        assert "nothing can be served without it" in stderr
         server.assert_nothing_left()
 
 
