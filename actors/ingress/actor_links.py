@@ -12,6 +12,8 @@ from actors.messages import StepEvents
 from actors.patience import start_apart
 from actors.pipeline.recovery import describe
 
+_LEFT_S = 60.0  # longer than an actor waits for an ingress that says nothing
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +37,8 @@ class ActorLinks:
         self._links: dict[str, ActorLink] = {}  # by the name of the attention actor
         self._tasks: set[asyncio.Task[None]] = set()
         self._unwanted: dict[str, list[str]] = {}  # actor -> attempts to drop, told together
+        # By actor, until when and which: to drop as soon as there is a connection again.
+        self._left: dict[str, tuple[float, list[str]]] = {}
         self._outcasts: set[str] = set()  # as of the last look
 
     def ensure(self, actor: str) -> None:
@@ -43,6 +47,9 @@ class ActorLinks:
             link = self._links[actor] = ActorLink(
                 actor, self._namespace, self._ingress_id, self._on_events, self._on_refused
             )
+            _, left = self._left.pop(actor, (0.0, None))
+            if left:
+                link.abort(left)
             task = start_apart(self._keep(actor, link))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -73,6 +80,17 @@ class ActorLinks:
         for actor, attempt_ids in unwanted.items():
             if (link := self._links.get(actor)) is not None:
                 link.abort(attempt_ids)
+            else:
+                self.leave(actor, attempt_ids)
+
+    def leave(self, actor: str, attempt_ids: list[str]) -> None:
+        """Nobody waits for these any more, which an actor without a connection cannot be told.
+
+        It may live: without a word it would go on with them beside the attempts that follow.
+        """
+        _, left = self._left.get(actor, (0.0, []))
+        until_s = asyncio.get_running_loop().time() + _LEFT_S
+        self._left[actor] = (until_s, left + attempt_ids)
 
     def look(self, outcasts_of: Callable[[Iterable[str]], set[str]]) -> None:
         """Say that this ingress lives; give up connections to actors that others serve without.
@@ -80,6 +98,8 @@ class ActorLinks:
         A router knows at once of a machine that cannot be reached, a connection to it in 10 s.
         Two looks must say so, since the first may be of the time before an actor began to serve.
         """
+        now_s = asyncio.get_running_loop().time()
+        self._left = {one: left for one, left in self._left.items() if left[0] > now_s}
         for link in self._links.values():
             link.renew()
         outcasts = outcasts_of(self._links)

@@ -226,6 +226,7 @@ class PipelineClient:
 
     def _resubmit_from(self, name: str) -> None:
         orphans = [live for live in self._live.values() if live.actor == name]
+        self._links.leave(name, [live.attempt_id for live in orphans])
         for live in orphans:
             live.deadline_s = time.monotonic() + self._wait_timeout_s
             live.broke()
