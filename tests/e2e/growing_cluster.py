@@ -31,7 +31,7 @@ TYPES = {
         "resources": {"CPU": CPUS, "object_store_memory": 100 << 20},
         "node_config": {},
         "min_workers": 0,
-        "max_workers": 2,
+        "max_workers": 1,
     },
 }
 LISTS = (
@@ -59,7 +59,7 @@ class GrowingRay(LocalRay):
         address = f"{ray.util.get_node_ip_address()}:{port}"
         config = {
             "cluster_name": "growing",
-            "max_workers": 2,
+            "max_workers": 1,
             "upscaling_speed": 1.0,
             "idle_timeout_minutes": 0.1,
             "provider": {
