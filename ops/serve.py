@@ -133,8 +133,9 @@ def _run(
             f"{config.expert_actors} expert actors"
         )
         if own is not None:
-            bundles = partial(deployment_bundles, num_pipelines=config.first_replicas)
-            _ask(own, lambda: require_room(bundles(config, device_here(config))))
+            device = _ask(own, partial(device_here, config))
+            bundles = deployment_bundles(config, device, config.first_replicas)
+            _ask(own, partial(require_room, bundles))
         device = _ask(own, partial(launch.deploy, config))
         deployed_s = time.time()
         steps = launch.watch_start(config, device)

@@ -37,7 +37,7 @@ class ActorLinks:
         self._links: dict[str, ActorLink] = {}  # by the name of the attention actor
         self._tasks: set[asyncio.Task[None]] = set()
         self._unwanted: dict[str, list[str]] = {}  # actor -> attempts to drop, told together
-        # By actor, until when and which: to drop as soon as there is a connection again.
+        # By actor, until when and which: to drop with every connection that is made until then.
         self._left: dict[str, tuple[float, list[str]]] = {}
         self._outcasts: set[str] = set()  # as of the last look
 
@@ -47,7 +47,8 @@ class ActorLinks:
             link = self._links[actor] = ActorLink(
                 actor, self._namespace, self._ingress_id, self._on_events, self._on_refused
             )
-            _, left = self._left.pop(actor, (0.0, None))
+            # Not forgotten yet: this connection may fail too, and to drop them twice does no harm.
+            _, left = self._left.get(actor, (0.0, []))
             if left:
                 link.abort(left)
             task = start_apart(self._keep(actor, link))

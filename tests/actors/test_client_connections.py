@@ -134,6 +134,26 @@ def test_what_a_broken_connection_leaves_behind_is_dropped_by_the_next_one() -> 
     play(world, scenario)
 
 
+def test_what_was_left_is_told_again_where_the_next_connection_fails() -> None:
+    world = World("a-1", sole=True)
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        actor = world.actors["a-1"]
+        asked = collect(client, "second")
+        await turns()
+        for _ in range(2):  # the second one ends as soon as it is there
+            actor.outbox.put_nowait(None)
+        await asyncio.sleep(1.0)
+        assert actor.aborted.count("second#0") == 2
+        last = world.calls[-1][1][-1]
+        assert last.request_id not in actor.aborted
+        world.say("a-1", last, 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)
+
+
 def test_an_actor_that_never_comes_back_is_forgotten() -> None:
     world = World("a-1", sole=True)
 
