@@ -10,33 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from actors.patience import forget
 from actors.ranks.actor_stats import ActorIdentity, ActorStats, Phase
 from actors.ranks.rendezvous import Rendezvous
 from model.placement import Pair
+from tests.actors.fake_calls import HELD, Call, Handle, Mode, task_error
 from tests.actors.fake_epochs import FakeEpoch, FakeLoop
-
-HELD = "held"  # as a mode: calls wait until the test releases or fails them
-
-Mode = str | Exception
-
-
-def task_error(cause: Exception) -> Exception:
-    """What Ray raises at the caller where a method raised `cause`."""
-    return cast(Exception, RayTaskError("method", "Traceback", cause).as_instanceof_cause())
-
-
-@dataclass(eq=False)
-class Call:
-    actor: FakeActor
-    method: str
-    args: tuple[Any, ...]
-    future: asyncio.Future[Any]
 
 
 class World:  # all fakes of one pipeline, and what happened to them
@@ -75,22 +58,6 @@ class World:  # all fakes of one pipeline, and what happened to them
                 if missing:
                     where = f"epoch {epoch.number}, placement {table.version}"
                     self.wrongs.append(f"{actor.name} asks {rank} for {missing} ({where})")
-
-
-class _Method:
-    def __init__(self, actor: FakeActor, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def remote(self, *args: Any) -> asyncio.Future[Any]:
-        return self._actor.call(self._name, args)
-
-
-class Handle:  # as Ray's
-    def __init__(self, actor: FakeActor) -> None:
-        self.actor = actor
-
-    def __getattr__(self, name: str) -> _Method:
-        return _Method(self.actor, name)
 
 
 class FakeActor(FakeLoop):

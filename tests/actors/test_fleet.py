@@ -14,7 +14,7 @@ from actors.http.request_metrics import RequestMetrics
 from actors.ingress.fleet import Fleet
 from actors.pipeline.pipeline_tally import PipelineTally
 from actors.ranks.actor_stats import ActorStats
-from tests.actors.test_survey import actor, report
+from tests.actors.surveyed_actors import actor, report
 
 
 class Broadcast:

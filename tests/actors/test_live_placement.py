@@ -21,7 +21,7 @@ from actors.placement.placement_messages import (
 )
 from model.placement import ExpertPlacement
 from model.shards import CheckpointError
-from tests.actors.fake_actors import HELD, task_error
+from tests.actors.fake_calls import HELD, task_error
 from tests.actors.fake_live import applied, refused, serving
 from tests.actors.fake_pipeline import EXPERTS, LAYERS
 from tests.actors.virtual_time import run, turns

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 
 from actors.placement.placement_messages import ChangeRefused, Scale
 from model.shards import CheckpointError
-from tests.actors.fake_actors import HELD, task_error
+from tests.actors.fake_calls import HELD, task_error
 from tests.actors.fake_pipeline import Rig, faked, replicated, requests, settle, supervised
 from tests.actors.virtual_time import run, turns, until
 

@@ -19,7 +19,7 @@ from actors.placement.placement_messages import (
     Scale,
 )
 from model.shards import CheckpointError
-from tests.actors.fake_actors import HELD, task_error
+from tests.actors.fake_calls import HELD, task_error
 from tests.actors.fake_pipeline import EXPERTS, Rig, settle, supervised
 from tests.actors.virtual_time import run, turns, until
 

@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.actors.simulated_scheduler import Simulation, make_limits, random_request
+from tests.actors.simulated_requests import make_limits, random_request
+from tests.actors.simulated_scheduler import Simulation
 
 _REQUESTS = 400
 

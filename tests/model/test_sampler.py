@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from array import array
-from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,91 +11,18 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from model.counter_random import uniforms
-from model.sampler import NonFiniteLogits, Sampled, SampleRow, sample
-from model.sampling_params import SamplingParams, TokenLogprobs
-
-Floats = npt.NDArray[np.float64]
-SLACK = 1e-6  # of probability: what fp32 logits, divided and exponentiated, may be off
-GREEDY = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-PLAIN = SamplingParams(max_tokens=1, seed=0)
-
-
-def row_of(
-    params: SamplingParams,
-    position: int = 0,
-    prompt: Sequence[int] = (),
-    output: Sequence[int] = (),
-) -> SampleRow:
-    return SampleRow(params, position, prompt, output)
-
-
-def draw(logits: list[list[float]] | torch.Tensor, *rows: SampleRow) -> Sampled:
-    return sample(torch.as_tensor(logits), rows)
-
-
-# The oracle: one row at a time, float64, one Python statement per rule.
-
-
-def adjusted_by_rules(logits: Floats, row: SampleRow) -> Floats:
-    logits, params = logits.copy(), row.params
-    for token_id, bias in params.logit_bias:
-        logits[token_id] += bias
-    for token_id in {*row.prompt_token_ids, *row.output_token_ids}:
-        factor = params.repetition_penalty
-        logits[token_id] *= 1 / factor if logits[token_id] > 0 else factor
-    for token_id in row.output_token_ids:
-        logits[token_id] -= params.frequency_penalty
-    for token_id in set(row.output_token_ids):
-        logits[token_id] -= params.presence_penalty
-    return logits
-
-
-def probabilities_by_rules(adjusted: Floats, params: SamplingParams, shift: float = 0.0) -> Floats:
-    """`shift` moves the thresholds of min_p and top_p a little, to where rounding might."""
-    order = np.argsort(-adjusted, kind="stable")
-    shares: Floats = np.exp((adjusted - adjusted.max()) / params.temperature)
-    kept = [i for i in order if shares[i] >= min(params.min_p + shift, 1.0)]
-    if params.top_k:
-        kth = adjusted[order[min(params.top_k, len(order)) - 1]]
-        kept = [i for i in kept if adjusted[i] >= kth]
-    if params.top_p < 1.0:
-        mass = np.cumsum(shares[kept]) / np.sum(shares[kept])
-        kept = kept[
-            : 1 + sum(mass < params.top_p + shift)
-        ]  # all before the sum is reached, and one
-    probabilities = np.zeros(len(shares))
-    probabilities[kept] = shares[kept] / shares[kept].sum()
-    return probabilities
-
-
-def is_drawn(token_id: int, probabilities: Floats, uniform: float) -> bool:
-    """Whether the inverse CDF in id order gives this token at this uniform."""
-    below = probabilities[:token_id].sum()
-    above = below + probabilities[token_id]
-    return bool(probabilities[token_id] > 0 and below - SLACK <= uniform <= above + SLACK)
-
-
-def check_token(token_id: int, logits: torch.Tensor, row: SampleRow) -> None:
-    adjusted = adjusted_by_rules(logits.double().numpy(), row)
-    if row.params.temperature == 0.0:
-        assert token_id == int(adjusted.argmax())
-        return
-    (uniform,) = uniforms([row.params.seed], [row.position])
-    variants = [probabilities_by_rules(adjusted, row.params, s) for s in (0.0, -SLACK, SLACK)]
-    assert any(is_drawn(token_id, variant, uniform) for variant in variants)
-
-
-def check_logprobs(got: TokenLogprobs | None, token_id: int, logits: Floats, n: int | None) -> None:
-    if n is None:
-        assert got is None
-        return
-    assert got is not None
-    expected = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
-    assert got.logprob == pytest.approx(expected[token_id], abs=1e-6)
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:n]
-    assert [i for i, _ in got.top] == order
-    assert [value for _, value in got.top] == pytest.approx(list(expected[order]), abs=1e-6)
-
+from model.sampler import Sampled, SampleRow, sample
+from model.sampling_params import SamplingParams
+from tests.model.sampling_rules import (
+    GREEDY,
+    PLAIN,
+    check_logprobs,
+    check_token,
+    draw,
+    is_drawn,
+    probabilities_by_rules,
+    row_of,
+)
 
 # Values and penalties are multiples of powers of two, so that fp32 and float64 agree on what ties.
 VOCAB = 24
@@ -298,117 +222,3 @@ def test_logprobs_equal_torch_with_ties_by_id(asked: list[int | None]) -> None:
     reference = logits.double().log_softmax(-1)
     for got, n, token_id, row in zip(sampled.logprobs, asked, sampled.token_ids, reference):
         check_logprobs(got, token_id, row.numpy(), n)
-
-
-def test_no_rows_and_one_token() -> None:
-    assert sample(torch.empty(0, 8), []) == Sampled([], [])
-    for params in (PLAIN, GREEDY, dataclasses.replace(PLAIN, top_p=0.1, top_k=1, min_p=1.0)):
-        answer = draw([[-3.0]], row_of(dataclasses.replace(params, logprobs=1)))
-        assert answer == Sampled([0], [TokenLogprobs(0.0, ((0, 0.0),))])
-
-
-def test_equal_logits_and_negative_zero() -> None:
-    assert draw([[-0.0, 0.0], [0.0, -0.0]], row_of(GREEDY), row_of(GREEDY)).token_ids == [0, 0]
-    assert draw([[1.0, 7.0, 7.0, 7.0]], row_of(GREEDY)).token_ids == [1]
-    only_best = dataclasses.replace(PLAIN, top_p=1e-9)
-    for seed in range(20):
-        row = row_of(dataclasses.replace(only_best, seed=seed))
-        assert draw([[-0.0, 0.0], [0.0, -0.0]], row, row).token_ids == [0, 0]
-    tied = [row_of(dataclasses.replace(PLAIN, seed=seed, top_k=1)) for seed in range(64)]
-    drawn = sample(torch.tensor([[-1.0, -0.0, 0.0]]).expand(64, -1), tied).token_ids
-    assert set(drawn) == {1, 2}
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        dataclasses.replace(PLAIN, temperature=1e-60),
-        dataclasses.replace(PLAIN, temperature=1e-6),
-        dataclasses.replace(PLAIN, top_k=1),
-        dataclasses.replace(PLAIN, top_p=1e-12),
-        dataclasses.replace(PLAIN, min_p=1.0),
-    ],
-)
-def test_extreme_settings_are_greedy(params: SamplingParams) -> None:
-    logits = torch.randn(20, 3000, generator=torch.Generator().manual_seed(8)) * 10
-    rows = [row_of(dataclasses.replace(params, seed=i), i) for i in range(20)]
-    assert sample(logits, rows).token_ids == logits.argmax(-1).tolist()
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        PLAIN,
-        dataclasses.replace(PLAIN, top_p=0.999999),
-        dataclasses.replace(PLAIN, top_k=30),
-        dataclasses.replace(PLAIN, temperature=50.0),
-    ],
-)
-def test_masked_tokens_are_never_drawn(params: SamplingParams) -> None:
-    logits = torch.full((200, 50), -math.inf)
-    logits[:, 7] = -40.0
-    logits[:, 31] = -41.0
-    rows = [row_of(dataclasses.replace(params, seed=i)) for i in range(200)]
-    assert set(sample(logits, rows).token_ids) == {7, 31}
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("params", [GREEDY, PLAIN, dataclasses.replace(PLAIN, top_p=0.5, top_k=9)])
-def test_a_row_without_a_finite_best_is_named(bad: float, params: SamplingParams) -> None:
-    logits = torch.randn(4, 200, generator=torch.Generator().manual_seed(9))
-    logits[2] = bad if bad == -math.inf else logits[2]
-    logits[2, 150] = bad
-    with pytest.raises(FloatingPointError, match=r"rows \[2\]"):
-        sample(logits, [row_of(params)] * 4)
-    assert len(sample(logits[[0, 1, 3]], [row_of(params)] * 3).token_ids) == 3
-
-
-@pytest.mark.parametrize("token_id", [-1, 4, 10**9])
-def test_an_id_outside_the_vocabulary_is_refused(token_id: int) -> None:
-    rows = [
-        row_of(dataclasses.replace(GREEDY, logit_bias=((token_id, 1.0),))),
-        row_of(dataclasses.replace(GREEDY, repetition_penalty=1.1), 1, [token_id]),
-        row_of(dataclasses.replace(GREEDY, presence_penalty=0.1), 1, [], [token_id]),
-    ]
-    for row in rows:
-        with pytest.raises(ValueError, match=r"\[0, 4\)"):
-            draw([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]], row_of(GREEDY), row)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_callers_logits_stay_as_they_are(dtype: torch.dtype) -> None:
-    with torch.inference_mode():
-        stored = torch.randn(32, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
-        logits = stored.T  # not contiguous, and a plain clone of it is not either
-    params = SamplingParams(
-        max_tokens=1, seed=3, top_p=0.8, top_k=20, min_p=0.01, presence_penalty=1.0,
-        frequency_penalty=1.0, repetition_penalty=2.0, logit_bias=((0, 5.0),), logprobs=2,
-    )  # fmt: skip
-    rows = [row_of(params, i, [1, 2], [3, 3]) for i in range(9)]
-    before = stored.clone()
-    sampled = sample(logits, rows)
-    assert torch.equal(stored, before)
-    assert sampled == sample(logits.float().contiguous(), rows)
-
-
-def test_arrays_and_lists_of_ids_are_the_same() -> None:
-    logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
-    best, second = logits[0].topk(2).indices.tolist()
-    params = dataclasses.replace(GREEDY, repetition_penalty=50.0, presence_penalty=1.0)
-    for prompt, output in (([best], [3]), ([3], [best])):
-        from_lists = sample(logits, [row_of(params, 2, prompt, output)])
-        from_arrays = sample(logits, [row_of(params, 2, array("q", prompt), array("q", output))])
-        assert from_lists == from_arrays == Sampled([second], [None])
-
-
-def test_greedy_rows_in_bfloat16_are_those_in_float32() -> None:
-    logits = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
-    rows = [row_of(GREEDY)] * 9
-    assert sample(logits, rows) == sample(logits.float(), rows)
-    one_asks_more = [*rows[:8], row_of(dataclasses.replace(GREEDY, logprobs=0))]
-    assert sample(logits, one_asks_more).token_ids == sample(logits, rows).token_ids
-    logits[2, 3], logits[5, 999] = math.nan, math.inf
-    for dtype in (torch.bfloat16, torch.float32):
-        with pytest.raises(NonFiniteLogits) as raised:
-            sample(logits.to(dtype), rows)
-        assert raised.value.rows == [2, 5]

@@ -1,0 +1,123 @@
+"""Spares: they take the ranks that they can have, and are replaced when they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ray.exceptions import RayActorError
+
+from actors.pipeline.crew import Crew
+from tests.actors.fake_actors import World
+from tests.actors.fake_calls import HELD
+from tests.actors.fake_crew import LOAD_TIMEOUT_S, assert_ended, new_crew
+from tests.actors.fake_pipeline import FakeSpawner, actor_of, kinds
+from tests.actors.virtual_time import run, turns, until
+
+
+def test_a_spare_takes_the_rank_and_another_is_started() -> None:
+    async def scenario() -> None:
+        world = World()
+        crew = new_crew(world, spares=1)
+        crew.keep_spares()
+        crew.keep_spares()
+        await turns()
+        assert (kinds(world.actors), crew.num_spares) == (["spare"], 1)
+        crew.fill(2)
+        await turns()
+        assert (actor_of(crew.ready[2]), crew.num_spares) == (world.actors[0], 0)
+        crew.keep_spares()
+        await turns()
+        assert (kinds(world.actors), crew.num_spares) == (["spare", "spare"], 1)
+        # Its guard no longer waits for it: its death is its rank's affair.
+        world.actors[0].die()
+        await turns()
+        assert_ended(world)
+
+    run(scenario())
+
+
+def test_a_spare_that_dies_is_replaced() -> None:
+    async def scenario() -> None:
+        world = World()
+        crew = new_crew(world, spares=2)
+        crew.keep_spares()
+        await turns()
+        world.actors[0].die()
+        await until(lambda: len(world.actors) == 3)
+        assert (kinds(world.actors), crew.num_spares) == (["spare"] * 3, 2)
+        assert_ended(world, "spare/0")
+        crew.fill(0)
+        await turns()
+        assert actor_of(crew.ready[0]).alive
+
+    run(scenario())
+
+
+def test_spares_asked_for_later_are_started_then_unless_all_is_over() -> None:
+    async def scenario(ends: bool) -> None:
+        world = World()
+        crew = new_crew(world, spares=1)
+        crew.keep_spares_in(5.0)
+        await asyncio.sleep(4.9)
+        assert not world.actors
+        if ends:
+            crew.end()
+        await asyncio.sleep(0.2)
+        assert kinds(world.actors) == ([] if ends else ["spare"])
+
+    run(scenario(ends=False))
+    run(scenario(ends=True))
+
+
+def test_spares_that_die_at_once_are_not_started_as_fast_as_they_die() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.modes["taken"] = RayActorError()
+        new_crew(world, spares=1).keep_spares()
+        await turns(200)
+        assert len(world.actors) < 10
+
+    run(scenario())
+
+
+def test_a_spare_that_dies_while_it_loads_is_ended_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.modes["load"] = HELD
+        crew = new_crew(world, spares=1)
+        crew.keep_spares()
+        await turns()
+        crew.fill(3)
+        await turns()
+        world.actors[0].die()
+        world.modes.clear()
+        await until(lambda: 3 in crew.ready)
+        assert kinds(world.actors) == ["spare", "expert"]
+        assert_ended(world, "spare/0")
+
+    run(scenario())
+
+
+def test_a_spare_is_only_taken_for_a_role_that_it_can_have() -> None:
+    async def scenario() -> None:
+        world = World()
+        spawner = FakeSpawner(world)
+        spawner.spare_roles = [{"attention", "expert"}, {"expert"}]
+        crew = Crew(spawner, 2, 2, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
+        crew.keep_spares()
+        await turns()
+        crew.fill(3)
+        await turns()
+        assert actor_of(crew.ready[3]) is world.actors[1]  # the one that can do no more
+        spawner.spare_roles = [{"expert"}]
+        crew.keep_spares()
+        crew.fill(0)
+        await turns()
+        assert actor_of(crew.ready[0]) is world.actors[0]
+        crew.fill(1)
+        await turns()
+        assert kinds(world.actors) == ["spare", "spare", "spare", "attention"]
+        assert actor_of(crew.ready[1]) is world.actors[3]
+        assert crew.num_spares == 1
+
+    run(scenario())
