@@ -23,6 +23,7 @@ examples:
   python -m ops.bench prefill MODEL_DIR --prompt-tokens 1024
   python -m ops.bench serve --url http://127.0.0.1:8000 --concurrency 1,8,32
   python -m ops.bench serve --url http://127.0.0.1:8000 --rate 2,4 --requests 128
+  python -m ops.bench interference --url http://127.0.0.1:8000 --streams 8 --long-prompt-tokens 4096
   python -m ops.bench dispatch --expert-actors 2 --rows 1,8,32,256
   python -m ops.bench startup configs/demo --serve-args "--expert-actors 2"
   python -m ops.bench overload configs/demo --serve-args "--expert-actors 2" --seconds 20

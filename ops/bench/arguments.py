@@ -33,7 +33,7 @@ def bench_parser(benches: Benches, name: str, text: str) -> argparse.ArgumentPar
     return parser
 
 
-def add_workload(parser: argparse.ArgumentParser, streams: str) -> None:
+def add_workload(parser: argparse.ArgumentParser, streams: str, output: int = 128) -> None:
     """Bursts: how many streams, of which shape, how often."""
     parser.add_argument(
         "--streams",
@@ -42,7 +42,7 @@ def add_workload(parser: argparse.ArgumentParser, streams: str) -> None:
         metavar="N,N,...",
         help=f"requests at once, one burst size after another (default: {streams})",
     )
-    add_shape(parser)
+    add_shape(parser, output=output)
     add_rounds(parser)
 
 
@@ -100,6 +100,12 @@ def rates(text: str) -> tuple[float, ...]:
             raise argparse.ArgumentTypeError(f"{part!r} is not a number above 0")
         values.append(value)
     return tuple(values)
+
+
+def above_0(text: str) -> float:
+    """One of them."""
+    [value] = rates(text)
+    return value
 
 
 def named(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The subcommands that load a running server: http, serve."""
+"""The subcommands that load a running server: http, serve, interference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 
 from ops.bench.arguments import (
     Benches,
+    above_0,
     add_shape,
     add_workload,
     bench_parser,
@@ -56,7 +57,23 @@ def add(benches: Benches) -> None:
     serve.add_argument(
         "--rounds", type=count, metavar="N", help=f"of each burst (default: {_ROUNDS})"
     )
-    for parser in (http, serve):
+    beside = bench_parser(
+        benches, "interference", "the gaps of streams calm, and while a long prompt is read"
+    )
+    beside.set_defaults(run=_interference)
+    add_workload(beside, streams="8", output=800)
+    beside.add_argument(
+        "--long-prompt-tokens", type=count, default=4096, metavar="N", help="default: %(default)s"
+    )
+    beside.add_argument(
+        "--calm-seconds",
+        type=above_0,
+        default=15.0,
+        metavar="S",
+        help="from the streams' start to the long prompt; as long as that takes to be read, "
+        "so that both parts have their share of what disturbs now and then (default: %(default)g)",
+    )
+    for parser in (http, serve, beside):
         _add_server(parser)
 
 
@@ -84,6 +101,21 @@ def _http(args: argparse.Namespace) -> Report:
 
     workload = workload_of(args, args.vocab_size, _seed(args))
     return bench_http(HttpBench(args.bench, args.url, args.model, workload, _key(args)))
+
+
+def _interference(args: argparse.Namespace) -> Report:
+    from ops.bench.interference import InterferenceBench, bench_interference
+
+    return bench_interference(
+        InterferenceBench(
+            url=args.url,
+            model=args.model,
+            workload=workload_of(args, args.vocab_size, _seed(args)),
+            long_prompt_tokens=args.long_prompt_tokens,
+            calm_s=args.calm_seconds,
+            api_key=_key(args),
+        )
+    )
 
 
 def _serve(args: argparse.Namespace) -> Report:

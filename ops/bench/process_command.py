@@ -10,12 +10,12 @@ from typing import get_args
 from configs.process_settings import CpuTransport
 from ops.bench.arguments import (
     Benches,
+    above_0,
     add_rounds,
     add_shape,
     bench_parser,
     count,
     counts,
-    rates,
     words_of,
 )
 from ops.bench.report import Report
@@ -106,17 +106,12 @@ def _add_overload(parser: argparse.ArgumentParser) -> None:
         ("--factor", 10.0, "of the peak's requests a second"),
     ):
         parser.add_argument(
-            flag, type=_above_0, default=default, metavar="N", help=f"{text} (default: {default:g})"
+            flag, type=above_0, default=default, metavar="N", help=f"{text} (default: {default:g})"
         )
     parser.add_argument(
         "--vocab-size", type=count, default=2048, metavar="N", help="default: %(default)s"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of prompts and arrivals")
-
-
-def _above_0(text: str) -> float:
-    [value] = rates(text)
-    return value
 
 
 def _add_command(parser: argparse.ArgumentParser) -> None:

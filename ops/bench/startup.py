@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ops.server_process import ServerProcess
 
 # Text, which every server takes, and no field that is not OpenAI's.
 _PROMPT = "The quick brown fox"
+
+_FROM_ROOT = re.compile(r"(?<![^=])/.*", re.DOTALL)  # a whole word, or what NAME= is set to
 
 _TELLING_S = 1.0
 _POLL_S = 0.02
@@ -154,8 +157,11 @@ def filled(command: Sequence[str], port: int) -> list[str]:
 
 
 def without_paths(command: Sequence[str]) -> list[str]:
-    """The words as a result shows them: where a file lies on this machine is nobody's concern."""
-    return [Path(word).name if word.startswith("/") else word for word in command]
+    """The words as a result shows them: where a file lies on this machine is nobody's concern.
+
+    So of /a/b and NAME=/a/b, the latter a list of places as well, only b is shown.
+    """
+    return [_FROM_ROOT.sub(lambda path: Path(path[0]).name, word) for word in command]
 
 
 def _table(result: dict[str, Any]) -> str:

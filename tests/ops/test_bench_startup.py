@@ -121,3 +121,11 @@ def test_interrupted_it_leaves_no_server() -> None:
 def test_a_result_does_not_say_where_files_lie() -> None:
     words = ["/opt/venv/bin/python", "-m", "x", "/models/a b/mixtral", "--port", "{port}"]
     assert without_paths(words) == ["python", "-m", "x", "mixtral", "--port", "{port}"]
+    words = [
+        "env",
+        "PATH=/opt/a/bin:/usr/bin",
+        "--model=/models/mixtral",
+        "--url=http://h/v1",
+        "a/b",
+    ]
+    assert without_paths(words) == ["env", "PATH=bin", "--model=mixtral", *words[3:]]
