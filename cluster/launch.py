@@ -50,6 +50,14 @@ class Starting:
     healthy_s: float = 0.0
 
 
+def is_deployed() -> bool:
+    """Whether the application is there already, on a cluster that others use as well."""
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return False
+    application = serve.status().applications.get(APPLICATION)
+    return application is not None and application.status != ApplicationStatus.DELETING
+
+
 def deploy(config: WindroseConfig) -> str:
     """Start Serve where it does not run, and hand it the application; returns before it is ready.
 
@@ -61,10 +69,10 @@ def deploy(config: WindroseConfig) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     client, proxies_up = _controller(config)
     listening = client.http_config
-    if listening.port != config.port:
+    if (listening.host, listening.port) != (config.host, config.port):
         raise ValueError(
             f"Serve already runs on this cluster, on {listening.host}:{listening.port}; "
-            f"use --port {listening.port}"
+            f"use --host {listening.host} --port {listening.port}"
         )
     device = device_here(config)
     target = serve.RunTarget(target=assemble(config, device), name=APPLICATION)

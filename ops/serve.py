@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -60,8 +61,8 @@ def serve(config: WindroseConfig) -> int:
         kept = str(Path(config.quantization_cache).resolve())
         config = config.model_copy(update={"quantization_cache": kept})
     address = os.environ.get("RAY_ADDRESS")
-    if not address and not _port_is_free(config):
-        console.print(f"windrose: {config.host}:{config.port} is in use; choose another --port")
+    if not address and (obstacle := _why_not_bound(config)):
+        console.print(f"windrose: {obstacle}", markup=False, highlight=False, soft_wrap=True)
         return 1
     if config.is_on_hub:
         console.print(f"windrose: looking for {config.model} on the hub", highlight=False)
@@ -127,7 +128,9 @@ def _run(
     from cluster.room import NoRoom, require_room
 
     wait = True
+    ours = own is not None  # else a start that fails leaves what was there before it
     try:
+        ours = ours or not launch.is_deployed()
         console.print(
             f"windrose: starting {config.model_name} on {config.attention_actors} attention and "
             f"{config.expert_actors} expert actors"
@@ -142,6 +145,7 @@ def _run(
         looks = iter(lambda: _ask(own, partial(next, steps, None)), None)
         started = show_start(looks, config, console)
         print(_where_time_went({**ends_s, "serve": deployed_s}, started))
+        ours = True
         _announce(config, launch.local_url(config), example)
         while True:
             time.sleep(_LOOK_EVERY_S)
@@ -160,7 +164,8 @@ def _run(
     finally:
         signals.ignore()
         if own is None:
-            launch.undeploy(wait=wait)
+            if ours:
+                launch.undeploy(wait=wait)
         else:
             hide_ray_lines()
             with suppress(RayLost):
@@ -216,12 +221,18 @@ def _check(config: WindroseConfig) -> tuple[WindroseConfig, ModelConfig, bool]:
     return config, model, not isinstance(chat, NoFormat)
 
 
-def _port_is_free(config: WindroseConfig) -> bool:
+def _why_not_bound(config: WindroseConfig) -> str:
+    """Why nothing can listen where it is to; nothing if it can."""
     try:
-        socket.create_server((config.host, config.port)).close()
-    except OSError:
-        return False
-    return True
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        family, *_, address = found[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        if error.errno == errno.EADDRINUSE:
+            return f"{where} is in use; choose another --port"
+        return f"{where} cannot be listened on: {error.strerror or error}; choose another --host"
+    return ""
 
 
 def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:

@@ -19,6 +19,7 @@ import pytest
 from cluster.start_phases import read_phases
 from tests.checkpoints import make_checkpoint
 from tests.e2e.deployments import Cluster
+from tests.e2e.launched import until
 from tests.e2e.serve_process import START_TIMEOUT_S, Server, serving
 from tests.e2e.streams import Stream, assert_under_way
 from tests.ports import free_port
@@ -118,13 +119,15 @@ def refused(cluster: Cluster, checkpoint: Path) -> Refused:
 
 
 @pytest.mark.usefixtures("refused")
-def test_says_where_serve_listens_on_a_cluster_that_has_it(
+def test_says_where_serve_listens_on_a_cluster_and_takes_nothing_down(
     cluster: Cluster, checkpoint: Path
 ) -> None:
+    until(lambda: "windrose" in cluster.applications(), 30.0)  # the other's, which waits
     server = Server(checkpoint, port=free_port(), ray_address=cluster.address)
     status, stderr = server.end()
     assert status == 1
-    assert f"use --port {cluster.port}" in stderr
+    assert f"use --host 127.0.0.1 --port {cluster.port}" in stderr
+    assert cluster.application_status("windrose") == "DEPLOYING"
 
 
 def test_says_at_once_what_this_machine_lacks(checkpoint: Path) -> None:
