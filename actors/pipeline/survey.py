@@ -38,13 +38,13 @@ def experts_json(
 ) -> dict[str, object]:
     """The body of GET /v1/experts, as the ingress `ingress` answers it.
 
-    `placement[layer][expert]` lists ranks; with no expert actors it is every attention rank. With
-    several pipelines it is the first one's; `tokens` are all pipelines' together, counted by
-    actors that are gone included, and `repeat_rates` likewise, by choice and layer. A pipeline's
-    `target` is what holds once every rank has an actor.
+    `placement[layer][expert]` lists ranks; with no expert actors it is every attention rank, and
+    while no attention actor answers none. With several pipelines it is the first one's; `tokens`
+    are all pipelines' together, counted by actors that are gone included, and `repeat_rates`
+    likewise, by choice and layer. A pipeline's `target` is what holds once every rank has an actor.
     """
     attention = [one for one in stats if one.identity.role == "attention"]
-    placement: list[list[list[int]]] = []
+    placement: list[list[list[int]]] = [[[] for _ in row] for row in tokens]
     version = 0
     if attention:
         first = attention[0]

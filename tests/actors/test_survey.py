@@ -94,6 +94,13 @@ def test_a_model_without_experts_has_an_empty_placement_and_no_series_of_experts
     assert [sample.value for sample in samples["windrose_engine_rows"]] == [3, 3]
 
 
+def test_experts_have_no_ranks_while_no_attention_actor_answers() -> None:
+    """Their counts outlive the actors: who shows both must find a place for each count."""
+    body = experts_json([actor(2, "expert")], [report()], TOKENS, {}, INGRESS)
+    assert body["placement"] == [[[] for _ in row] for row in TOKENS]
+    assert body["tokens"] == TOKENS
+
+
 def test_actors_that_have_not_begun_make_valid_json() -> None:
     body = experts_json([replace(actor(0, "attention"), phase="loading")], [], [], {}, INGRESS)
     assert (body["placement"], body["tokens"], body["balancedness"]) == ([], [], 1.0)
