@@ -93,7 +93,7 @@ class RateLimits:
                 continue
             bucket = buckets.get(caller) or Bucket.full(per_minute, now_s)
             left = max(0, math.floor(bucket.at(now_s).level))
-            headers[f"x-ratelimit-limit-{what}"] = f"{per_minute:g}"
+            headers[f"x-ratelimit-limit-{what}"] = str(_whole(per_minute))
             headers[f"x-ratelimit-remaining-{what}"] = str(left)
             headers[f"x-ratelimit-reset-{what}"] = duration(bucket.wait_s(per_minute, now_s))
         return headers
@@ -114,10 +114,16 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest}" if minutes else rest
 
 
+def _whole(per_minute: float) -> int:
+    """As callers read it: of a limit shared by several ingresses one lets no part of a request."""
+    return max(1, math.floor(per_minute))
+
+
 def _refuse_if_early(bucket: Bucket, amount: float, now_s: float, what: str, flag: str) -> None:
     wait_s = bucket.wait_s(amount, now_s)
     if wait_s > 0:
         raise Overloaded(
-            f"at most {bucket.capacity:g} {what} a minute ({flag}): try again in {wait_s:.1f} s",
+            f"at most {_whole(bucket.capacity)} {what} a minute ({flag}): "
+            f"try again in {wait_s:.1f} s",
             retry_after_s=wait_s,
         )

@@ -102,6 +102,10 @@ def test_what_is_left_as_headers() -> None:
     assert rates.headers("a", 1000.0)["x-ratelimit-remaining-tokens"] == "600"
     assert rates.headers("b", 0.0)["x-ratelimit-reset-requests"] == "0ms"
     assert RateLimits().headers("a", 0.0) == {}
+    shared = RateLimits(requests_per_minute=100 / 3, tokens_per_minute=1_000_000)
+    told = shared.headers("a", 0.0)  # as clients read them: whole numbers, in digits
+    limits = [told[f"x-ratelimit-limit-{what}"] for what in ("requests", "tokens")]
+    assert limits == ["33", "1000000"]
     assert RateLimits(tokens_per_minute=7).headers("a", 0.0).keys() == {
         f"x-ratelimit-{part}-tokens" for part in ("limit", "remaining", "reset")
     }
