@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.http.errors import BadRequest, NotFound
@@ -19,7 +20,9 @@ from model.sampling_params import SamplingParams
 
 COMPLETION_MAX_TOKENS = 16  # of /v1/completions where the client gives none, as OpenAI and vLLM
 _DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-LONG_TEXT_CHARS = 16_384  # longer ones are tokenized off the event loop, which streams to others
+# Of a request. Where its texts are longer, they are tokenized off the event loop, which streams to
+# others.
+LONG_TEXT_CHARS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,7 @@ async def plan_completion(
     most = min(COMPLETION_MAX_TOKENS, state.defaults.max_new_tokens or COMPLETION_MAX_TOKENS)
     prompts: list[tuple[tuple[int, ...], str]] = []
     limits: list[int] = []
-    for prompt in body.prompt:
-        ids = prompt if isinstance(prompt, tuple) else await encode(prompt, state)
+    for prompt, ids in zip(body.prompt, await all_ids(body.prompt, state), strict=True):
         left = _tokens_left(ids, "prompt", body.max_tokens, "max_tokens", state)
         check_ids(ids, "prompt", state)
         echo = ""
@@ -101,11 +103,24 @@ async def plan_completion(
     return _plan("cmpl-", body, state, choices, sum(len(ids) for ids, _ in prompts))
 
 
-async def encode(prompt: str, state: ServingState, *, add_bos: bool = True) -> tuple[int, ...]:
-    """The text's tokens, behind BOS or not."""
-    if len(prompt) <= LONG_TEXT_CHARS:
-        return tuple(state.tokenizer.encode(prompt, add_bos=add_bos))
-    return tuple(await asyncio.to_thread(state.tokenizer.encode, prompt, add_bos=add_bos))
+async def all_ids(
+    prompts: Sequence[str | tuple[int, ...]],
+    state: ServingState,
+    *,
+    add_bos: bool = True,
+    add_eos: bool = False,
+) -> list[tuple[int, ...]]:
+    """Each prompt's tokens; those of a text behind BOS and before EOS, where asked for."""
+    behind = (state.tokenizer.eos_id,) if add_eos else ()
+
+    def ids_of(prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+        if isinstance(prompt, tuple):
+            return prompt
+        return (*state.tokenizer.encode(prompt, add_bos=add_bos), *behind)
+
+    if sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) <= LONG_TEXT_CHARS:
+        return [ids_of(prompt) for prompt in prompts]
+    return await asyncio.to_thread(lambda: [ids_of(prompt) for prompt in prompts])
 
 
 def _with_defaults(body: Schema, state: ServingState) -> Schema:

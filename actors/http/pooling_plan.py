@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
 
-from actors.http.completion_plan import check_ids, check_model, encode
+from actors.http.completion_plan import all_ids, check_ids, check_model
 from actors.http.doors import ANYBODY
 from actors.http.errors import BadRequest, DeadlineExceeded, InternalError, Unavailable
 from actors.http.pooling_schema import PoolingFields
@@ -41,8 +41,10 @@ async def plan_pooling(body: PoolingFields, state: ServingState, pooling: Poolin
     check_model(body.model, state)
     arrival_s = time.time()
     requests = []
-    for number, given in enumerate(body.input):
-        ids = given if isinstance(given, tuple) else await _tokens(given, body, state)
+    special = body.add_special_tokens
+    add_eos = special and state.add_eos
+    given = await all_ids(body.input, state, add_bos=special, add_eos=add_eos)
+    for number, ids in enumerate(given):
         check_ids(ids, "input", state)
         if not 0 < len(ids) <= state.max_model_len:
             raise BadRequest(
@@ -63,12 +65,6 @@ async def plan_pooling(body: PoolingFields, state: ServingState, pooling: Poolin
             )
         )
     return PoolingPlan(tuple(requests))
-
-
-async def _tokens(text: str, body: PoolingFields, state: ServingState) -> tuple[int, ...]:
-    special = body.add_special_tokens
-    ids = await encode(text, state, add_bos=special)
-    return (*ids, state.tokenizer.eos_id) if special and state.add_eos else ids
 
 
 def _without_padding(ids: tuple[int, ...], pad: int | None) -> tuple[int, ...]:
