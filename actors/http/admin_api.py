@@ -17,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from actors.http.errors import Draining
+from actors.http.doors import is_foreign
+from actors.http.errors import Draining, Forbidden
 from actors.http.openai_schema import parse_request
 from actors.http.request_log import record_of
 from actors.http.serving_state import ServingState
 from actors.http.transport import CLIENT_GONE_STATUS, read_body
 from actors.placement.placement_messages import (
-    ChangeReport,
+    ChangeOutcome,
     Copy,
     Drop,
     Move,
@@ -33,7 +34,7 @@ from actors.placement.placement_messages import (
     Scale,
 )
 
-_begun: set[asyncio.Task[list[ChangeReport]]] = set()  # asyncio itself holds tasks only weakly
+_begun: set[asyncio.Task[ChangeOutcome]] = set()  # asyncio itself holds tasks only weakly
 
 
 class ChangeBody(BaseModel):
@@ -141,10 +142,13 @@ def add_admin_routes(app: FastAPI) -> None:
 async def need_admin_key(request: Request) -> None:
     """Of every route that changes placement. Raises Unauthorized or Forbidden."""
     state: ServingState = request.app.state.serving
+    origin = request.headers.get("origin")
+    if is_foreign(origin, request.headers.get("host"), state.allowed_origins):
+        raise Forbidden(f"a page of {origin} may not change placement; see --allowed-origins")
     record_of(request).caller = state.doors.let_change(request.headers.get("authorization"))
 
 
-def reports_json(reports: Iterable[ChangeReport]) -> dict[str, object]:
+def outcome_json(outcome: ChangeOutcome) -> dict[str, object]:
     """The body of the answer."""
     return {
         "pipelines": [
@@ -157,8 +161,9 @@ def reports_json(reports: Iterable[ChangeReport]) -> dict[str, object]:
                 "dropped": _copies_json(report.dropped),
                 "took_s": report.took_s,
             }
-            for report in reports
-        ]
+            for report in outcome.reports
+        ],
+        "refused": list(outcome.refused),
     }
 
 
@@ -179,7 +184,7 @@ def _endpoint(schema: type[ChangeBody]) -> Callable[[Request], Awaitable[Respons
         if not content.strip() and not _needs_fields(schema):
             content = b"{}"
         change = parse_request(content, schema).change()
-        return JSONResponse(reports_json(await _to_its_end(state.source.change(change))))
+        return JSONResponse(outcome_json(await _to_its_end(state.source.change(change))))
 
     return endpoint
 
@@ -188,7 +193,7 @@ def _needs_fields(schema: type[ChangeBody]) -> bool:
     return any(field.is_required() for field in schema.model_fields.values())
 
 
-async def _to_its_end(work: Coroutine[Any, Any, list[ChangeReport]]) -> list[ChangeReport]:
+async def _to_its_end(work: Coroutine[Any, Any, ChangeOutcome]) -> ChangeOutcome:
     """The result of `work`, which goes on where the caller is cancelled.
 
     In a context of its own: by the request's, Ray Serve finds the calls made within `work` that

@@ -71,6 +71,17 @@ class Doors:
         return caller
 
 
+def is_foreign(origin: str | None, host: str | None, allowed: Sequence[str]) -> bool:
+    """Whether a browser sent this for a page that is neither ours, of `host`, nor an allowed one.
+
+    It sends such a POST without asking, if the body is no JSON by its header, and only keeps the
+    answer from the page. What is no browser sends no Origin.
+    """
+    if origin is None or origin in allowed or "*" in allowed:
+        return False
+    return origin.partition("://")[2] != host
+
+
 def digest(key: str) -> bytes:
     """What stands for a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()

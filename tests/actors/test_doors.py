@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import actors.http.doors
 from actors.http.admin_api import BODIES
-from actors.http.doors import ANYBODY, Doors, KeyDigests, digest, is_loopback
+from actors.http.doors import ANYBODY, Doors, KeyDigests, digest, is_foreign, is_loopback
 from actors.http.errors import ApiError, Forbidden, Unauthorized
 from tests.actors.http_serving import chat_body, make_state, serving, source_of
 
@@ -201,3 +201,40 @@ def test_pages_of_other_origins_may_read_only_where_allowed() -> None:
         assert shown.headers["access-control-allow-origin"] == "https://chat.example"
     assert (answer.status_code, refused.status_code) == (200, 401)
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed", "foreign"),
+    [
+        (None, "127.0.0.1:8000", (), False),  # no browser
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", (), False),  # /docs
+        ("https://windrose.example", "windrose.example", (), False),  # behind a proxy with TLS
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", (), True),
+        ("https://evil.example", "127.0.0.1:8000", (), True),
+        ("https://evil.example", "127.0.0.1:8000", ("https://chat.example",), True),
+        ("https://chat.example", "127.0.0.1:8000", ("https://chat.example",), False),
+        ("https://evil.example", "127.0.0.1:8000", ("*",), False),
+        ("null", "127.0.0.1:8000", (), True),  # a file, or a frame of nobody's
+        ("", "127.0.0.1:8000", (), True),
+        ("http://", None, (), True),
+    ],
+)
+def test_which_pages_are_foreign(
+    origin: str | None, host: str | None, allowed: tuple[str, ...], foreign: bool
+) -> None:
+    assert is_foreign(origin, host, allowed) is foreign
+
+
+def test_a_page_of_another_origin_changes_no_placement() -> None:
+    state = make_state()  # no keys, as on a machine of one's own
+    body = b'{"expert": 3, "expert_actors": 1}'  # as text: the browser asks nobody first
+    with serving(state) as http:
+        for path in CHANGES:
+            foreign = {"origin": "https://evil.example", "content-type": "text/plain"}
+            answer = http.post(path, content=body, headers=foreign)
+            assert answer.status_code == 403
+            assert "https://evil.example" in error_of(answer)["message"]
+        assert source_of(state).changes == []
+        own = {"origin": str(http.base_url).rstrip("/")}
+        assert http.post("/v1/experts/rebalance", headers=own).status_code == 200
+    assert len(source_of(state).changes) == 1
