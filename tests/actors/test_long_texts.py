@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
 import pytest
 
 from actors.http.completion_plan import LONG_TEXT_CHARS, plan_completion
-from actors.http.openai_schema import CompletionRequest
+from actors.http.openai_schema import CompletionRequest, parse_request
 from actors.http.pooling_plan import plan_pooling
 from actors.http.pooling_schema import EmbeddingRequest
 from tests.actors.http_serving import make_state, tokenizer
@@ -30,10 +31,10 @@ def planned(texts: list[str], pooled: bool, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tokenizer(), "encode", noted)
     if pooled:
         state = make_state(add_eos=True)
-        body = EmbeddingRequest(input=tuple(texts))
+        body = parse_request(json.dumps({"input": texts}).encode(), EmbeddingRequest)
         requests = asyncio.run(plan_pooling(body, state, "last")).requests
     else:
-        completion = CompletionRequest(prompt=tuple(texts), max_tokens=1)
+        completion = parse_request(json.dumps({"prompt": texts}).encode(), CompletionRequest)
         plan = asyncio.run(plan_completion(completion, make_state(), "id"))
         requests = tuple(choice.request for choice in plan.choices)
     monkeypatch.undo()
