@@ -51,12 +51,19 @@ class Succession:
     def __init__(self) -> None:
         self._gone: dict[Series, Value] = {}
         self._last: dict[int, tuple[str, Counts]] = {}  # place -> who holds it, and its counts
+        self._before: dict[int, str] = {}  # place -> who held it last
 
     def take(self, place: int, holder: str, counts: Counts) -> None:
-        """Note what the holder of a place has counted since it began. No holder comes again."""
+        """Note what the holder of a place has counted since it began.
+
+        An answer that comes later than one of the holder's successor is left out.
+        """
+        if self._before.get(place) == holder:
+            return
         before = self._last.get(place)
         if before is not None and before[0] != holder:
             self._gone = added([self._gone, before[1]])
+            self._before[place] = before[0]
         elif before is not None:
             # An answer that was overtaken by a later one takes nothing back.
             counts = joined([{"": before[1]}, {"": counts}])[""]

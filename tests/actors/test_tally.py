@@ -103,6 +103,12 @@ def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
         succession.take(0, "first", {("x",): (heard,)})
     succession.take(0, "second", {("x",): (1.0,)})
     assert succession.counts() == {("x",): (7.0,)}
+    succession.take(0, "first", {("x",): (6.0,)})  # on its way when it died
+    succession.take(0, "second", {("x",): (3.0,)})
+    assert succession.counts() == {("x",): (9.0,)}
+    succession.take(1, "first", {("x",): (4.0,)})
+    succession.take(0, "third", {("x",): (1.0,)})
+    assert succession.counts() == {("x",): (14.0,)}
 
 
 @given(st.lists(st.floats(0.0, 10.0)))
