@@ -64,6 +64,9 @@ def desired_replicas(
         if fullest >= FULL_KV:
             crowded = any(one.waiting for one in loads)
             wishes.append(Desired(now + crowded, f"KV caches {fullest:.0%} full"))
+        else:  # no fewer than their caches hold it all: else another would come again
+            caches = math.ceil(sum(one.kv_cache_usage for one in loads) / FULL_KV)
+            wishes.append(Desired(caches, f"KV caches {fullest:.0%} full on {now}"))
         ttft_s = max(one.ttft_s for one in loads)
         if target_ttft_s is not None and ttft_s > CALM_TTFT * target_ttft_s:
             growth = min(MAX_GROWTH, ttft_s / target_ttft_s)

@@ -22,7 +22,7 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.deployment_info import DeploymentInfo
 
 from cluster.app import _number_of_pipelines
-from cluster.autoscaling import Load, desired_replicas
+from cluster.autoscaling import FULL_KV, Load, desired_replicas
 from configs.schema import WindroseConfig
 
 ROUTERS = DeploymentID("Router", "app")
@@ -41,7 +41,10 @@ CALM = Load(0, 0, 0.0, 0.0)
         ([], 1, 1, "1 have not reported"),
         ([Load(2, 1, 0.95, 0.1)], 0, 2, "KV caches 95% full"),  # something waits for blocks
         ([Load(2, 0, 0.95, 0.1), Load(0, 0, 0.9, 0)], 0, 2, "KV caches 92% full"),  # may not go
-        ([Load(2, 1, 0.95, 0.1), CALM], 0, 1, "3 requests"),  # the other one has room
+        ([Load(2, 1, 0.95, 0.1), CALM], 0, 2, "KV caches 48% full on 2"),  # one would be full
+        ([Load(15, 0, 0.75, 0.1)] * 2, 0, 8, "30 requests, 4 for each"),
+        ([Load(1, 0, 0.75, 0.1)] * 2, 0, 2, "KV caches 75% full on 2"),
+        ([Load(1, 0, 0.3, 0.1)] * 3, 0, 1, "3 requests"),  # one holds it all
         ([Load(1, 0, 0.1, 1.01)], 0, 2, "first tokens after 1.01 s, wanted 1"),
         ([Load(1, 0, 0.1, 9.0), CALM, CALM], 0, 6, "first tokens after 9.00 s"),  # no more at once
         ([Load(1, 0, 0.1, 0.6), CALM, CALM], 0, 3, "first tokens after 0.60 s"),  # none may go
@@ -63,13 +66,15 @@ LOADS = st.lists(
 
 
 @given(LOADS, st.integers(0, 3), st.floats(0.5, 50))
-def test_without_a_target_for_first_tokens_the_queue_alone_decides(
+def test_without_a_target_for_first_tokens_the_queue_and_the_caches_decide(
     loads: list[Load], num_silent: int, target: float
 ) -> None:
     total = sum(one.running + one.waiting for one in loads)
     least = len(loads) + num_silent if num_silent else 0
     desired = desired_replicas(loads, num_silent, target, None)
-    assert desired.replicas == max(least, math.ceil(total / target))
+    caches = math.ceil(sum(one.kv_cache_usage for one in loads) / FULL_KV)  # that hold it all
+    assert caches <= len(loads)
+    assert desired.replicas == max(least, math.ceil(total / target), caches)
 
 
 @given(LOADS, st.integers(0, 3), st.floats(0.5, 50), st.floats(0.1, 9))
