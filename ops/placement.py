@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -39,6 +40,7 @@ class ChangeAnswer(BaseModel):
     """The body that answers a change."""
 
     pipelines: list[PipelineLine]
+    refused: list[str] = []  # why other pipelines are as they were
 
 
 def change_placement(
@@ -46,25 +48,29 @@ def change_placement(
 ) -> int:
     """Ask for the change `name`, wait until it is in force, print it; returns the exit status.
 
+    1 where some pipelines refused it: they differ from the others now.
+
     Raises:
         ServerError: the server does not answer, refuses, or is not Windrose.
     """
     path = f"/v1/experts/{name}"
     with connect(url, api_key) as client:
         answer = post_change(client, path, body)
-    if as_json:
-        print(json.dumps(answer, indent=2))
-        return 0
     try:
-        lines = ChangeAnswer.model_validate(answer).pipelines
+        outcome = ChangeAnswer.model_validate(answer)
     except ValidationError as error:
         raise ServerError(f"{url}{path} did not answer as Windrose does") from error
-    for line in lines:
-        print(summary(line))
-    rows = [row for line in lines for row in copy_rows(line)]
-    if rows:
-        Console(markup=False, highlight=False).print(_table(rows))
-    return 0
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        for line in outcome.pipelines:
+            print(summary(line))
+        rows = [row for line in outcome.pipelines for row in copy_rows(line)]
+        if rows:
+            Console(markup=False, highlight=False).print(_table(rows))
+    for reason in outcome.refused:
+        print(f"windrose experts {name}: one pipeline refused: {reason}", file=sys.stderr)
+    return 1 if outcome.refused else 0
 
 
 def summary(line: PipelineLine) -> str:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from actors.messages import GenerateRequest, TokenEvent
-from actors.placement.placement_messages import ChangeReport, PlacementChange
+from actors.placement.placement_messages import ChangeOutcome, PlacementChange
 
 
 class TokenSource(Protocol):
@@ -24,8 +24,8 @@ class TokenSource(Protocol):
         """Who serves which expert and how loaded each is: the JSON of GET /v1/experts."""
         ...
 
-    async def change(self, change: PlacementChange) -> list[ChangeReport]:
-        """Change the placement of all pipelines; returns, one report each, when it is in force.
+    async def change(self, change: PlacementChange) -> ChangeOutcome:
+        """Change the placement of all pipelines; returns when it is in force where it was accepted.
 
         Raises an ApiError: BadRequest, with `param`, for a bad argument; Conflict where this is
         not the moment; Unavailable where no pipeline serves.

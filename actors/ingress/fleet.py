@@ -23,7 +23,12 @@ from actors.pipeline.pipeline_report import PipelineReport
 from actors.pipeline.pipeline_tally import PipelineView, expert_tokens, repeat_rates, shares
 from actors.pipeline.recovery import describe
 from actors.pipeline.survey import experts_json, total_tokens
-from actors.placement.placement_messages import ChangeRefused, ChangeReport, PlacementChange
+from actors.placement.placement_messages import (
+    ChangeOutcome,
+    ChangeRefused,
+    ChangeReport,
+    PlacementChange,
+)
 from actors.ranks.actor_stats import ActorIdentity, ActorStats
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
@@ -162,8 +167,8 @@ class Fleet:
         counts = folded(added(self._known.values()), self._living())
         return metrics_text(counts, gauges | shares(recent), self._model_name)
 
-    async def change(self, change: PlacementChange) -> list[ChangeReport]:
-        """Have every pipeline change its placement; returns when it is in force in all.
+    async def change(self, change: PlacementChange) -> ChangeOutcome:
+        """Have every pipeline change its placement; returns when it is in force in all that can.
 
         Raises:
             ApiError: BadRequest or Conflict where none could, Unavailable where there is none.
@@ -175,9 +180,11 @@ class Fleet:
         except BROKEN as error:
             raise Unavailable(f"no pipeline can be reached: {describe(error)}") from error
         made = [answer for answer in answers if isinstance(answer, ChangeReport)]
+        others = [_refusal(answer) for answer in answers if not isinstance(answer, ChangeReport)]
         if not made:
-            raise _refusal(answers[0])
-        return sorted(made, key=lambda report: report.pipeline)
+            raise others[0]
+        made.sort(key=lambda report: report.pipeline)
+        return ChangeOutcome(tuple(made), tuple(refusal.message for refusal in others))
 
 
 async def _answers(response: DeploymentBroadcastResponse, kind: type[Answer]) -> list[Answer]:

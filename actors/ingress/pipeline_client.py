@@ -25,7 +25,7 @@ from actors.patience import start_apart, within
 from actors.pipeline.pipeline_choice import PipelineChoice
 from actors.pipeline.pipeline_report import PipelineReport
 from actors.pipeline.recovery import describe
-from actors.placement.placement_messages import ChangeReport, PlacementChange
+from actors.placement.placement_messages import ChangeOutcome, PlacementChange
 
 if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no use for
     from actors.pipeline.router import Router
@@ -267,7 +267,7 @@ class PipelineClient:
         """Who serves which expert and how loaded each is."""
         return await self._fleet.experts()
 
-    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+    async def change(self, change: PlacementChange) -> ChangeOutcome:
         """Change who serves which expert, in all pipelines. Raises ApiError."""
         return await self._fleet.change(change)
 

@@ -74,3 +74,11 @@ class ChangeReport:
     added: tuple[Copy, ...]
     dropped: tuple[Copy, ...]
     took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeOutcome:
+    """What came of a change that at least one pipeline accepted."""
+
+    reports: tuple[ChangeReport, ...]
+    refused: tuple[str, ...] = ()  # one reason for each pipeline that did not

@@ -26,7 +26,7 @@ from actors.http.serving_state import ServingState
 from actors.messages import GenerateRequest, TokenEvent
 from actors.metrics.metric_table import RUNNING
 from actors.metrics.metrics_text import metrics_text
-from actors.placement.placement_messages import ChangeReport, PlacementChange
+from actors.placement.placement_messages import ChangeOutcome, PlacementChange
 from model.chat_template import InstructFormat
 from model.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ class FakeSource:
         self.is_ready = True
         self.request_metrics = RequestMetrics()
         self.changes: list[PlacementChange] = []
-        self.change_answer: list[ChangeReport] | Exception = []
+        self.change_answer: ChangeOutcome | Exception = ChangeOutcome(())
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)
@@ -107,7 +107,7 @@ class FakeSource:
     async def experts(self) -> dict[str, object]:
         return {"placement_version": 3, "balancedness": 1.0}
 
-    async def change(self, change: PlacementChange) -> list[ChangeReport]:
+    async def change(self, change: PlacementChange) -> ChangeOutcome:
         self.changes.append(change)
         if isinstance(self.change_answer, Exception):
             raise self.change_answer

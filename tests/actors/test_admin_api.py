@@ -12,6 +12,7 @@ from actors.http.api import create_api
 from actors.http.errors import ApiError, BadRequest, Conflict, Unavailable
 from actors.http.waiting_line import LineLimits, WaitingLine
 from actors.placement.placement_messages import (
+    ChangeOutcome,
     ChangeReport,
     Drop,
     Move,
@@ -107,7 +108,8 @@ def test_every_change_reaches_the_source() -> None:
     with serving(state) as http:
         for name, body, _ in ASKED:
             answer = post(http, name, body)
-            assert (answer.status_code, answer.json()) == (200, {"pipelines": []}), (name, body)
+            shown: dict[str, list[object]] = {"pipelines": [], "refused": []}
+            assert (answer.status_code, answer.json()) == (200, shown), (name, body)
     assert source_of(state).changes == [change for _, _, change in ASKED]
     assert {name for name, _, _ in ASKED} == BODIES.keys()
 
@@ -115,7 +117,7 @@ def test_every_change_reaches_the_source() -> None:
 def test_each_pipeline_s_report_is_answered() -> None:
     state = make_state()
     idle = ChangeReport("p1", 7, False, "nothing to do", (), (), 0.0)
-    source_of(state).change_answer = [REPORT, idle]
+    source_of(state).change_answer = ChangeOutcome((REPORT, idle), ("rank 2 is being replaced",))
     with serving(state) as http:
         answer = post(http, "replicate", {"expert": 3})
     assert answer.headers["content-type"] == "application/json"
@@ -131,7 +133,8 @@ def test_each_pipeline_s_report_is_answered() -> None:
                 "dropped": [],
                 "took_s": 0.0,
             },
-        ]
+        ],
+        "refused": ["rank 2 is being replaced"],
     }
 
 
@@ -235,11 +238,11 @@ def test_a_change_that_has_begun_goes_on_without_its_client() -> None:
         begun, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         class Slow(FakeSource):
-            async def change(self, change: PlacementChange) -> list[ChangeReport]:
+            async def change(self, change: PlacementChange) -> ChangeOutcome:
                 begun.set()
                 await go_on.wait()
                 done.set()
-                return []
+                return ChangeOutcome(())
 
         app = create_api(make_state(source=Slow(says("x"))))
         transport = httpx.ASGITransport(app=app)

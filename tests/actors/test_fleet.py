@@ -8,11 +8,20 @@ from dataclasses import replace
 from typing import Any, cast
 from unittest import mock
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from actors.http.errors import Conflict
 from actors.http.request_metrics import RequestMetrics
 from actors.ingress.fleet import Fleet
 from actors.pipeline.pipeline_tally import PipelineTally
+from actors.placement.placement_messages import (
+    ChangeOutcome,
+    ChangeRefused,
+    ChangeReport,
+    PlacementChange,
+    Replicate,
+)
 from actors.ranks.actor_stats import ActorStats
 from tests.actors.surveyed_actors import actor, report
 
@@ -59,6 +68,17 @@ class FakeRouter:
         self.now[rank] = replace(one, identity=replace(one.identity, pid=pid))
 
 
+class Changing:
+    """A router that answers a change with `answer`."""
+
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def change(self, change: PlacementChange) -> object:
+        assert change == Replicate(3)
+        return self._answer
+
+
 class World:
     """Routers and ingresses, any of which may be gone."""
 
@@ -100,6 +120,31 @@ def test_whichever_ingress_is_asked_the_answer_is_the_deployments() -> None:
     assert answers[0]["windrose_engine_rows_total"] == 7
     assert answers[0]["windrose_expert_tokens_total"] == 14
     assert answers[0]["windrose_num_requests_running"] == 0
+
+
+def test_what_one_pipeline_refuses_is_told_beside_what_the_others_did() -> None:
+    world = new_world()
+    done = ChangeReport("p0", 8, True, "done", (), (), 0.1)
+    answers: dict[str, object] = {
+        "p2": ChangeRefused("rank 2 is being replaced"),
+        "p1": replace(done, pipeline="p1"),
+        "p0": done,
+        "p3": RuntimeError("it died"),
+    }
+
+    def asked() -> ChangeOutcome:
+        routers = {name: Changing(answer) for name, answer in answers.items()}
+        fleet = Fleet(cast(Any, Handle(routers)), cast(Any, Handle({})), "ns", "m", ("a", metrics))
+        return asyncio.run(fleet.change(Replicate(3)))
+
+    metrics = world.metrics["a"]
+    outcome = asked()
+    assert outcome.reports == (done, answers["p1"])
+    assert outcome.refused[0] == "rank 2 is being replaced"
+    assert "it died" in outcome.refused[1] and len(outcome.refused) == 2
+    del answers["p0"], answers["p1"]
+    with pytest.raises(Conflict, match="rank 2"):
+        asked()
 
 
 def test_a_new_ingress_knows_what_a_dead_one_had_counted() -> None:

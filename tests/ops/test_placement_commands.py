@@ -110,6 +110,21 @@ def test_one_line_for_each_pipeline_and_a_table_of_the_copies(
     assert rows(out) == [["p0", "added", "3", "0-2,5", "2"], ["p0", "dropped", "3", "0", "1"]]
 
 
+def test_a_pipeline_that_refuses_is_told_of_and_fails_the_command(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"pipelines": [MOVED], "refused": ["rank 2 is being replaced: try again later"]}
+    stub.replies["/v1/experts/move"] = json_reply(said)
+    for flags in ([], ["--json"]):
+        assert main(["experts", "move", "3", "--url", stub.url, *flags]) == 1
+        out, err = capsys.readouterr()
+        assert "p0" in out
+        assert err == (
+            "windrose experts move: one pipeline refused: rank 2 is being replaced: try again"
+            " later\n"
+        )
+
+
 def test_a_dry_run_says_what_it_would_do(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     dry = MOVED | {"applied": False, "placement_version": 7}
     stub.replies["/v1/experts/rebalance"] = json_reply({"pipelines": [dry]})
