@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -59,7 +60,7 @@ class PackedExpert:
         *,
         bits: int = 16,
     ) -> None:
-        """All three dense, or all three quantized."""
+        """All three of as many bits: dense ones are rounded to `bits`, unless those are 16."""
         self.kernels = kernels
         self.inner = w1_FD.shape[0]
         self.bits = bits
@@ -105,15 +106,25 @@ def make_expert(
         or not isinstance(w1_FD, torch.Tensor | QuantizedMatrix)
         or not isinstance(w3_FD, torch.Tensor | QuantizedMatrix)
         or not isinstance(w2_DF, torch.Tensor | QuantizedMatrix)
+        or len({_bits_of(one, bits) for one in (w1_FD, w3_FD, w2_DF)}) > 1
     ):
         return Expert(w1_FD, w3_FD, w2_DF, bits=bits)
     return PackedExpert(kernels, w1_FD, w3_FD, w2_DF, bits=bits)
 
 
+def _bits_of(matrix: torch.Tensor | QuantizedMatrix, bits: int) -> int:
+    """Of its packed form: a checkpoint may have left some matrices as they were."""
+    return matrix.bits if isinstance(matrix, QuantizedMatrix) else bits
+
+
 class _PackedLayer:
-    """The packed experts of one layer as the kernel takes them: an address per expert id."""
+    """The packed experts of one layer as the kernel takes them: an address per expert id.
+
+    All of as many bits. They stay as long as this does: the kernel reads them without the GIL.
+    """
 
     def __init__(self, experts: Mapping[int, PackedExpert]) -> None:
+        self._experts = dict(experts)
         one = next(iter(experts.values()))
         self._kernels, self._inner, self._bits = one.kernels, one.inner, one.bits
         addresses = ctypes.c_void_p * (max(experts) + 1)
@@ -179,8 +190,9 @@ class _Layer:
         low_rank = {i: one for i, one in experts.items() if isinstance(one, LowRankExpert)}
         apart = {i: one for i, one in experts.items() if isinstance(one, Expert)}
         runs: list[tuple[_PackedLayer | LowRankLayer | _OneByOne, Iterable[int]]] = []
-        if packed:
-            runs.append((_PackedLayer(packed), packed))
+        for bits in sorted({one.bits for one in packed.values()}):
+            alike = {i: one for i, one in packed.items() if one.bits == bits}
+            runs.append((_PackedLayer(alike), alike))
         if low_rank:
             runs.append((LowRankLayer(low_rank), low_rank))
         if apart:
@@ -210,11 +222,12 @@ def _without(ids_RK: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 class ExpertShard:
     """Some experts of some layers. Stateless between calls: rows in, weighted sums out.
 
-    One thread may add and remove experts while another runs `forward` on those that stay.
+    Threads may add and remove experts while another runs `forward`, which keeps what it began with.
     """
 
     def __init__(self, experts: Mapping[tuple[int, int], AnyExpert]) -> None:
-        self._experts = dict(experts)
+        self._changing = Lock()
+        self._experts: Mapping[tuple[int, int], AnyExpert] = dict(experts)  # replaced, not changed
         self._layers = _layers(self._experts)
 
     @property
@@ -224,19 +237,22 @@ class ExpertShard:
 
     def add(self, other: ExpertShard) -> None:
         """Serve the other's experts as well."""
-        self._experts.update(other._experts)
-        self._layers = _layers(self._experts)
+        with self._changing:
+            self._experts = {**self._experts, **other._experts}
+            self._layers = _layers(self._experts)
 
     def remove(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Give up the weights of these; pairs that are not held are ignored."""
-        for pair in pairs:
-            self._experts.pop(pair, None)
-        self._layers = _layers(self._experts)
+        gone = set(pairs)
+        with self._changing:
+            kept = {pair: one for pair, one in self._experts.items() if pair not in gone}
+            self._experts = kept
+            self._layers = _layers(kept)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights held."""
-        return sum(expert.num_bytes for expert in list(self._experts.values()))
+        return sum(expert.num_bytes for expert in self._experts.values())
 
     def forward(
         self, layer: int, x_RD: torch.Tensor, ids_RK: torch.Tensor, weights_RK: torch.Tensor

@@ -73,9 +73,10 @@ def low_rank_expert(
 
 
 class LowRankLayer:
-    """A layer's packed low-rank experts as the kernel takes them."""
+    """A layer's packed low-rank experts as the kernel takes them; they stay as long as this."""
 
     def __init__(self, experts: Mapping[int, LowRankExpert]) -> None:
+        self._experts = dict(experts)
         one = next(iter(experts.values()))
         self._kernels, self._inner, self._bits = one.kernels, one.inner, one.bits
         self._addresses_E: ctypes.Array[LowRankAddresses] = (

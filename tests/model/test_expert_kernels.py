@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ import torch.nn.functional as F
 from model.cpu_kernels.in_use import kernels_for
 from model.cpu_kernels.library import CpuKernels
 from model.experts import Expert, ExpertShard, PackedExpert, make_expert
+from model.quantization import QuantizedMatrix, quantize
 from tests.compiled_kernels import kernels_in_use, variants_and_threads
 from tests.model.bf16_tensors import BF16, assert_close, random_bf16
 
@@ -136,3 +142,76 @@ def test_the_address_arrays_may_be_longer_than_the_experts_held(kernels: CpuKern
     x, ids, weights = random_bf16(3, 64), torch.full((3, 1), 2), torch.ones(3, 1)
     y = kernels.experts(x, ids, weights, w13_E, w2_E, 48)
     assert_close(y, _mixture({2: (w1, w3, w2)}, x, ids, weights))
+
+
+def test_matrices_that_a_checkpoint_left_dense_among_quantized_ones(kernels: CpuKernels) -> None:
+    """Whole experts of them, and one of three: bitsandbytes skips modules by name."""
+    held = {e: _weights(64, 96, e) for e in range(5)}
+    stored: dict[int, list[torch.Tensor | QuantizedMatrix]] = {e: [*w] for e, w in held.items()}
+    for expert, places in {1: (0, 1, 2), 2: (0, 1), 3: (2,), 4: (0, 1, 2)}.items():
+        for place in places:
+            rounded = quantize(held[expert][place], 8)
+            stored[expert][place] = rounded
+            restored = list(held[expert])
+            restored[place] = rounded.dequantize(torch.float32)
+            held[expert] = (restored[0], restored[1], restored[2])
+    shard = ExpertShard({(0, e): make_expert(*matrices) for e, matrices in stored.items()})
+    x = random_bf16(40, 64, seed=9)
+    logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(5))
+    top, ids = logits.topk(2)
+    weights = top.softmax(-1)
+    # Experts of both kinds go through torch, which rounds what the kernels keep in fp32.
+    exact = _mixture(held, x, ids, weights)
+    torch.testing.assert_close(shard.forward(0, x, ids, weights).float(), exact, rtol=0, atol=0.03)
+
+
+def test_a_running_forward_keeps_the_experts_it_began_with(
+    kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {e: _weights(64, 96, e) for e in range(2)}
+    shard = ExpertShard({(0, e): make_expert(*w) for e, w in held.items()})
+    packed = [
+        weakref.ref(one.w13) for one in shard._experts.values() if isinstance(one, PackedExpert)
+    ]
+    assert len(packed) == 2
+    run = kernels.experts
+    alive = []
+
+    def run_while_they_go(*arguments: Any) -> torch.Tensor:
+        shard.remove([(0, 0), (0, 1)])
+        gc.collect()
+        alive.append(all(one() is not None for one in packed))
+        return run(*arguments)
+
+    monkeypatch.setattr(kernels, "experts", run_while_they_go)
+    x = random_bf16(4, 64, seed=9)
+    ids, weights = torch.tensor([[0, 1]] * 4), torch.full((4, 2), 0.5)
+    assert_close(shard.forward(0, x, ids, weights), _mixture(held, x, ids, weights))
+    assert alive == [True] and shard.held == []
+    gc.collect()
+    assert all(one() is None for one in packed)
+
+
+def test_experts_come_and_go_by_several_threads_at_once(kernels: CpuKernels) -> None:
+    experts = {(0, e): make_expert(*_weights(16, 16, e)) for e in range(24)}
+    shard = ExpertShard({pair: one for pair, one in experts.items() if pair[1] < 12})
+    start = Barrier(2)
+
+    def add() -> None:
+        start.wait(10)
+        for pair in list(experts)[12:]:
+            shard.add(ExpertShard({pair: experts[pair]}))
+
+    def remove() -> None:
+        start.wait(10)
+        for pair in list(experts)[:12]:
+            shard.remove([pair])
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(add), pool.submit(remove)]:
+            done.result(30)
+    assert shard.held == list(experts)[12:]
+    x = random_bf16(12, 16, seed=9)
+    ids = torch.arange(12, 24)[:, None]
+    y = shard.forward(0, x, ids, torch.ones(12, 1))  # KeyError for one that is not served
+    assert y.isfinite().all()
