@@ -82,7 +82,8 @@ void windrose_top_k(const bf16* logits, int64_t* ids, float* weights, int64_t ro
       float value;
       std::memcpy(&value, &bits, sizeof value);
       int64_t at = held < top_k ? held : top_k;
-      while (at > 0 && !(value <= values[at - 1])) --at;  // NaN counts as largest, as in torch
+      // NaN counts as largest, as in torch, and stays so: no number comes before it.
+      while (at > 0 && !(value <= values[at - 1]) && values[at - 1] == values[at - 1]) --at;
       if (at >= top_k) continue;
       for (int64_t i = held < top_k ? held : top_k - 1; i > at; --i) {
         values[i] = values[i - 1];

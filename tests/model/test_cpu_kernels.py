@@ -84,6 +84,13 @@ def test_top_k_is_the_softmax_over_the_largest(
     torch.testing.assert_close(weights, order.values[:, :top_k].softmax(-1))
 
 
+def test_top_k_takes_nan_for_the_largest_as_torch_does(kernels: CpuKernels) -> None:
+    rows = [[NAN, 1.0, 2.0], [1.0, NAN, 2.0], [2.0, 1.0, NAN], [NAN, 3.0, NAN], [NAN] * 3]
+    ids, weights = kernels.top_k(torch.tensor(rows, dtype=BF16), 2)
+    assert ids.tolist() == [[0, 2], [1, 2], [2, 0], [0, 2], [0, 1]]
+    assert weights.isnan().all()  # so the row's sum is no number, and its request ends
+
+
 def _cached(
     lengths: list[int], kv_heads: int, dim: int, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
