@@ -67,7 +67,9 @@ class ModelPlan:
             ValueError: the files cannot be had or used; names them.
         """
         if self.hub is None:
-            return Checkpoint(self.model_dir)
+            checkpoint = Checkpoint(self.model_dir)
+            checkpoint.verify(self.model, keys)  # this machine's files may be others than planned
+            return checkpoint
         return self.hub.checkpoint(self.model, keys, on_fetch)
 
     @property
