@@ -206,6 +206,8 @@ def _experts(args: argparse.Namespace) -> int:
 
     try:
         api_key = api_key_of(args.api_key, os.environ)
+        if args.watch and (args.json or args.repeat_rate):
+            raise ValueError("--watch shows the load: --json and --repeat-rate do not go with it")
         if args.watch:
             from ops.top import watch_experts
 

@@ -68,6 +68,11 @@ class StreamOptions(Fields):
 
     include_usage: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, fields: object) -> object:
+        return without_nulls(fields) if isinstance(fields, dict) else fields
+
 
 class Message(Fields):
     """One turn. `name` is accepted and unused: the chat format has no place for it."""
@@ -101,7 +106,8 @@ class SamplingFields(Fields):
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    # Of much smaller ones the quotient with a logit is infinite.
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] = 1.0
     logit_bias: Annotated[
         tuple[tuple[int, float], ...],
         PlainValidator(read_logit_bias),

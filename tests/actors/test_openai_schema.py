@@ -67,6 +67,7 @@ def refused(body: bytes, schema: type[SamplingFields] = ChatRequest) -> BadReque
         ("presence_penalty", 2.1, "presence_penalty"),
         ("frequency_penalty", float("-inf"), "frequency_penalty"),
         ("repetition_penalty", 0, "repetition_penalty"),
+        ("repetition_penalty", 1e-40, "repetition_penalty"),
         ("max_tokens", 0, "max_tokens"),
         ("max_tokens", -5, "max_tokens"),
         ("max_tokens", 3.5, "max_tokens"),
