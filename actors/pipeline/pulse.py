@@ -50,12 +50,15 @@ class Pulse:
             silence.cancel()
 
     def _watch(self, epoch: int) -> list[asyncio.Future[bool]]:
-        """One call at every actor that serves; one that is there already is not made again."""
+        """One call at every actor that serves; one that is under way already is not made again.
+
+        One that has ended would tell at once, and for ever, of what has been dealt with.
+        """
         before, self._watches = self._watches, {}
         for member in self._crew.serving.values():
             key = (member.name, epoch)
             watch = before.pop(key, None)
-            if watch is None:
+            if watch is None or watch.done():
                 watch = asyncio.ensure_future(member.handle.watch.remote(epoch))
                 watch.add_done_callback(forget)
             self._watches[key] = watch

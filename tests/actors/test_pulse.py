@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from ray.exceptions import ActorUnavailableError
 
 from actors.pipeline.crew import Crew
 from actors.pipeline.groups import Groups
@@ -78,6 +79,23 @@ def test_a_lost_peer_and_a_failed_loop_are_noticed_at_once() -> None:
         failed.at(2).fail_loop()
         assert await lost.noticed()
         assert await failed.noticed()
+
+    run(scenario())
+
+
+def test_a_call_that_failed_by_itself_is_made_again() -> None:
+    """Without experts apart no new epoch is formed: all that ended would tell of it for ever."""
+
+    async def scenario() -> None:
+        all_ = await watched()
+        assert not await all_.noticed(1.0)
+        all_.at(2).fail("watch", ActorUnavailableError("the connection was reset", None))
+        del all_.at(2).modes["watch"]
+        assert await all_.noticed()
+        all_.trouble = asyncio.ensure_future(all_.pulse.trouble(1))
+        assert not await all_.noticed(100.0)
+        all_.at(2).die()
+        assert await all_.noticed()
 
     run(scenario())
 
