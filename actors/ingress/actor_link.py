@@ -68,6 +68,11 @@ class ActorLink:
             link.close()
 
     @property
+    def opened(self) -> bool:
+        """Whether it was open once."""
+        return self._link is not None
+
+    @property
     def is_open(self) -> bool:
         """Whether what is said goes out at once."""
         return self._link is not None and not self._link.ended.done()

@@ -26,9 +26,12 @@ class ActorLinks:
         ingress_id: str,
         on_events: Callable[[str, StepEvents], None],
         on_refused: Callable[[list[str]], None],
-        on_ended: Callable[[str], None],
+        on_ended: Callable[[str, bool], None],
     ) -> None:
-        """Call `on_ended(actor)` when a connection is there no more; the others as ActorLink."""
+        """The first two as ActorLink's. Call `on_ended(actor, opened)` when a connection is there
+
+        no more; `opened`: it was there once.
+        """
         self._namespace = namespace
         self._ingress_id = ingress_id
         self._on_events = on_events
@@ -40,6 +43,8 @@ class ActorLinks:
         # By actor, until when and which: to drop with every connection that is made until then.
         self._left: dict[str, tuple[float, list[str]]] = {}
         self._outcasts: set[str] = set()  # as of the last look
+        self.num_ended = 0  # connections, so far
+        self._ended: dict[str, int] = {}  # by actor: which of them was its last
 
     def ensure(self, actor: str) -> None:
         """Connect, unless there is a connection or one is being made."""
@@ -63,7 +68,13 @@ class ActorLinks:
             logger.warning("there is no connection to %s: %s", actor, describe(error))
         finally:
             del self._links[actor]
-            self._on_ended(actor)
+            self.num_ended += 1
+            self._ended[actor] = self.num_ended
+            self._on_ended(actor, link.opened)
+
+    def ended_since(self, actor: str, num_ended: int) -> bool:
+        """Whether a connection to it has ended since there had been so many ends in all."""
+        return self._ended.get(actor, 0) > num_ended
 
     def open_to(self, actor: str) -> ActorLink | None:
         """The connection on which what is said goes out at once; None if there is none."""

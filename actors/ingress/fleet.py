@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ _POLL_S = 1.0
 _FIRST_POLL_S = 0.1  # until one has been seen: somebody waits for the start
 _ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
 _GONE_S = 60.0  # a pipeline that has not answered for so long is gone
+
+logger = logging.getLogger(__name__)
 
 BROKEN = (RayError, RayServeException, RuntimeError, TimeoutError)
 
@@ -86,12 +89,18 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         while True:
-            reports = [view.report for view in await self._views(self._own_counts())]
-            serving = [one.router.pipeline for one in reports if one.serving]
-            self._ready = bool(serving)
-            self._served_s |= dict.fromkeys(serving, time.monotonic())
-            self.on_look(reports)
+            try:
+                await self._look_once()
+            except Exception:  # whatever it is: without looks no actor hears that we live
+                logger.exception("a look at the pipelines failed")
             await asyncio.sleep(_POLL_S if self._served_s else _FIRST_POLL_S)
+
+    async def _look_once(self) -> None:
+        reports = [view.report for view in await self._views(self._own_counts())]
+        serving = [one.router.pipeline for one in reports if one.serving]
+        self._ready = bool(serving)
+        self._served_s |= dict.fromkeys(serving, time.monotonic())
+        self.on_look(reports)
 
     def heard(self, pipeline: str) -> None:
         """A pipeline has sent tokens: one that drains serves too, though Serve shows it no more."""
@@ -188,11 +197,17 @@ class Fleet:
 
 
 async def _answers(response: DeploymentBroadcastResponse, kind: type[Answer]) -> list[Answer]:
-    """What was answered in time."""
+    """What was answered in time. With a time for each replica: Serve's own is for all together,
+
+    and one that hangs would keep the others' answers from us.
+    """
     try:
-        answers = await response.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        replicas = await within(_ANSWER_S, response._fetch_replica_results_async())
     except BROKEN:
         return []
+    answers = await asyncio.gather(
+        *(within(_ANSWER_S, replica.get_async()) for replica in replicas), return_exceptions=True
+    )
     return [answer for answer in answers if isinstance(answer, kind)]
 
 

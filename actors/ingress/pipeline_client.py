@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 
 _RETRY_PAUSE_S = 0.2
 _QUICK_TRIES = 3  # in a row, of a request whose actor is always gone; then with pauses
+_SILENT_S = 10.0  # a pipeline that has not served for so long loses what others can go on with
 _UPGRADED_S = 10.0  # other weights are served so long: those that began an answer will not return
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class PipelineClient:
         self._send(wanted)
 
     async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
+        num_ended = self._links.num_ended
         try:
             requests = [live.as_submitted(self._ingress_id) for live in batch]
             handing_in = self._router.submit.remote(requests, pipeline)
@@ -167,6 +169,12 @@ class PipelineClient:
                     self._renew(live)
                 continue
             live.actor, live.refusals = name, 0
+            if self._links.ended_since(name, num_ended):
+                # It may have begun there on the connection that is gone, or been dropped with it.
+                self._abort(live)
+                live.broke()
+                self._renew(live)
+                continue
             self._links.ensure(name)
             if live.closed:
                 self._abort(live)
@@ -212,25 +220,35 @@ class PipelineClient:
         self._fleet.heard(pipeline_of(name))
         weights = weights_of(name)
         for event in events:
-            self._deliver(event, weights)
+            live = self._live.get(event.request_id)
+            if live is not None:
+                self._deliver(live, event, weights)
+            elif event.finish_reason is None:
+                self._links.abort(name, event.request_id)  # it runs for nobody
 
-    def _deliver(self, event: TokenEvent, weights: str) -> None:
-        live = self._live.get(event.request_id)
-        if live is None:
-            return
+    def _deliver(self, live: Live, event: TokenEvent, weights: str) -> None:
         live.outputs += event.token_ids
         live.weights = weights
         if event.finish_reason is not None:
             del self._live[event.request_id]
         live.queue.put_nowait(live.recovered(event))
 
-    def _resubmit_from(self, name: str) -> None:
+    def _resubmit_from(self, name: str, opened: bool) -> None:
+        """The connection to an actor is gone, or, if it was not `opened`, cannot be made."""
         orphans = [live for live in self._live.values() if live.actor == name]
         self._links.leave(name, [live.attempt_id for live in orphans])
         for live in orphans:
-            live.deadline_s = time.monotonic() + self._wait_timeout_s
             live.broke()
-            self._renew(live)
+            if opened:
+                live.deadline_s = time.monotonic() + self._wait_timeout_s
+                self._renew(live)
+            else:
+                del self._live[live.attempt_id]
+                live.actor = None
+                live.attempt += 1
+                self._live[live.attempt_id] = live
+        if orphans and not opened:  # with a pause, and no longer than a request may wait
+            self._start(self._wait_with(orphans))
 
     def _on_look(self, reports: Sequence[PipelineReport]) -> None:
         self._choice.look(reports, time.monotonic())
@@ -238,11 +256,17 @@ class PipelineClient:
         self._give_up_on_silent()
 
     def _give_up_on_silent(self) -> None:
-        """Refuse what runs in a pipeline that has not been able to serve for too long."""
+        """Take what runs in a pipeline that cannot serve to another that can, or refuse it."""
         for live in list(self._live.values()):
             if live.actor is None:
                 continue
-            if self._fleet.silent_s(pipeline_of(live.actor)) > self._wait_timeout_s:
+            silent_s = self._fleet.silent_s(pipeline_of(live.actor))
+            if silent_s > _SILENT_S and self._choice.serves(live.as_submitted(self._ingress_id)):
+                self._abort(live)
+                live.deadline_s = time.monotonic() + self._wait_timeout_s
+                live.broke()
+                self._renew(live)
+            elif silent_s > self._wait_timeout_s:
                 self._abort(live)
                 del self._live[live.attempt_id]
                 live.queue.put_nowait(nobody_serves())

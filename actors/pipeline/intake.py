@@ -18,6 +18,7 @@ from configs.schema import WindroseConfig
 
 _DRAIN_POLL_S = 0.1
 _ANSWER_S = 2.0
+_WHOLE_S = 2.0  # most recoveries are over by then
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,9 @@ class Intake:
         crew: Crew,
         whole: asyncio.Event,
     ) -> None:
-        """Requests wait for `whole`, as long as they may."""
+        """Requests wait for `whole`, but not so long that they miss another pipeline."""
         limits = plan.limits
         self._pipeline = pipeline
-        self._wait_s = config.pipeline_wait_s
         self._longest = limits.max_model_len
         self._lockstep = plan.num_expert > 0
         self._crew = crew
@@ -49,19 +49,18 @@ class Intake:
     async def submit(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
         """Assign requests that arrived together; returns the name of each one's attention actor.
 
-        None stands for a request whose actor turned out to be gone, or that is not for this
-        pipeline: it is to be submitted again.
-
-        Raises:
-            TimeoutError: nothing could serve for `pipeline_wait_s`.
+        None stands for a request whose actor turned out to be gone, that is not for this pipeline,
+        or that came while nothing could serve: it is to be submitted again, maybe elsewhere.
         """
         mine = [fits(request, self._pipeline, self._longest) for request in requests]
         taken = iter(await self._share_out([one for one, fit in zip(requests, mine) if fit]))
         return [next(taken) if fit else None for fit in mine]
 
     async def _share_out(self, requests: Sequence[GenerateRequest]) -> list[str | None]:
-        if not self._whole.is_set():
-            await within(self._wait_s, self._whole.wait())
+        try:
+            await within(_WHOLE_S, self._whole.wait())
+        except TimeoutError:
+            return [None] * len(requests)
         members = self._crew.attention
         chosen = self._assigner.assign(
             requests, {m.name: self._unfinished.get(rank, 0) for rank, m in members.items()}

@@ -62,6 +62,13 @@ class PipelineChoice:
         self._loads[name] += 1
         return name
 
+    def serves(self, request: GenerateRequest) -> bool:
+        """Whether a pipeline that can take this request served at the last look."""
+        return any(
+            one.serving and fits(request, name, one.max_model_len)
+            for name, one in self._known.items()
+        )
+
     def sole_attention(self, name: str | None) -> str | None:
         """The actor that all requests to this pipeline go to, while nothing ails it."""
         report = None if name is None else self._known.get(name)

@@ -62,6 +62,8 @@ class IngressLinks:
         self._unsent: dict[str, list[bytes]] = {}  # to those that have no connection yet
         self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
         self._next_look: asyncio.TimerHandle | None = None  # while there are leases
+        self._awaited: set[str] = set()  # whose requests are here, and that have to connect
+        self._dropped: set[str] = set()  # of these: they could not be told
 
     async def listen(self, host: str) -> LinkAddress:
         """Where ingresses connect: on a free port of `host`, from the first call on.
@@ -70,7 +72,7 @@ class IngressLinks:
             RuntimeError: the links are closed.
         """
         loop = asyncio.get_running_loop()
-        if self._server is None:
+        if self._server is None or (self._server.done() and self._server.exception()):
             self._server = loop.create_task(loop.create_server(self._accept, host, 0))
         server = await asyncio.shield(self._server)
         if self._closed:
@@ -104,7 +106,9 @@ class IngressLinks:
         if older is not None:
             older.close()
         self._renew(ingress_id)
-        if self._closed:  # meanwhile
+        self._awaited.discard(ingress_id)
+        if self._closed or ingress_id in self._dropped:  # meanwhile: what it waits for is not here
+            self._dropped.discard(ingress_id)
             link.close()
 
     def _hear(self, ingress_id: str, link: Link, kind: Kind, body: bytes) -> None:
@@ -132,7 +136,7 @@ class IngressLinks:
         body = pack_events(events)
         with self._lock:
             link = self._links.get(ingress_id)
-            if link is None:
+            if link is None and ingress_id not in self._dropped:
                 self._unsent.setdefault(ingress_id, []).append(body)
         if link is not None:
             link.send(Kind.EVENTS, body)
@@ -140,6 +144,8 @@ class IngressLinks:
     def expect(self, ingress_ids: Iterable[str]) -> None:
         """Requests of these have come, maybe by way of the router: a connection will follow."""
         for ingress_id in ingress_ids:
+            if ingress_id not in self._links:
+                self._awaited.add(ingress_id)
             self._renew(ingress_id)
 
     def _renew(self, ingress_id: str) -> None:
@@ -169,6 +175,8 @@ class IngressLinks:
                 link = self._links.pop(gone, None)
             if link is not None:
                 link.close()  # one that was only slow submits again what it waits for
+            elif gone in self._awaited:
+                self._dropped.add(gone)  # so will it, if it comes at all
 
     def close(self) -> None:
         """End all connections behind what has been sent; there will be no others."""

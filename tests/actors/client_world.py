@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest import mock
@@ -53,7 +54,7 @@ class Connection:
         self._actor = actor
         self._on_events = on_events
         self._on_refused = on_refused
-        self.is_open = False
+        self.is_open = self.opened = False
 
     def give_up(self) -> None:
         assert self._actor is not None
@@ -62,7 +63,7 @@ class Connection:
     async def run(self) -> None:
         if self._actor is None:
             raise ValueError("there is no actor of this name")
-        self.is_open = True
+        self.is_open = self.opened = True
         while (events := await self._actor.outbox.get()) is not None:
             self._on_events(self._name, events)
         self.is_open = False
@@ -76,8 +77,8 @@ class Connection:
             asyncio.get_running_loop().call_soon(self._on_refused, ids)
 
     def abort(self, request_ids: list[str]) -> None:
-        assert self._actor is not None
-        self._actor.aborted += request_ids
+        if self._actor is not None:
+            self._actor.aborted += request_ids
 
     def renew(self) -> None:
         assert self._actor is not None
@@ -92,20 +93,32 @@ class World:
         self._sole = sole
         self.members: tuple[str, ...] | None = None  # of every pipeline; None: the one it has
         self.actors = {name: Actor() for name in names}
+        self.hanging: set[str] = set()  # routers that answer nothing
+        self.ailing: set[str] = set()  # pipelines that cannot serve
+        self.unreachable: set[str] = set()  # pipelines to whose actors no connection can be made
+        self.answering = asyncio.Event()  # unset: routers do not say yet who has a request
+        self.answering.set()
         self.calls: list[tuple[str | None, list[GenerateRequest]]] = []
         self.submit = SimpleNamespace(remote=self._submit)
 
     def broadcast(self, method: str, *_: Any) -> Any:
-        async def answers(**_: Any) -> list[Any]:
+        async def view(name: str) -> Any:
+            if name in self.hanging:
+                await asyncio.Event().wait()
+            return PipelineView(self._report(name), {}, {}, [])
+
+        async def replicas() -> list[Any]:
             assert IN_A_REQUEST.get(None) is None
             assert method == "view"
-            return [PipelineView(self._report(name), {}, {}, []) for name in self.actors]
+            return [SimpleNamespace(get_async=partial(view, name)) for name in self.actors]
 
-        return SimpleNamespace(results_async=answers)
+        return SimpleNamespace(_fetch_replica_results_async=replicas)
 
     def _report(self, name: str) -> PipelineReport:
         names = (f"{name}/attention/0",) if self.members is None else self.members
-        return report(name, num_attention=1 if self._sole else 2, attention=names)
+        serving = name not in self.ailing
+        number = 1 if self._sole else 2
+        return report(name, num_attention=number, attention=names, serving=serving)
 
     async def _submit(
         self, requests: Sequence[GenerateRequest], pipeline: str | None
@@ -114,6 +127,7 @@ class World:
         self.calls.append((pipeline, list(requests)))
         while not self.actors:
             await asyncio.sleep(0.1)
+        await self.answering.wait()
         name = pipeline if pipeline in self.actors else next(iter(self.actors))
         able = [one.weights in ("", weights_of(name)) for one in requests]
         return [f"{name}/attention/0" if fit else None for fit in able]
@@ -126,7 +140,9 @@ class World:
         on_events: Callable[[str, StepEvents], None],
         on_refused: Callable[[list[str]], None],
     ) -> Connection:
-        return Connection(name, self.actors.get(name.split("/")[0]), on_events, on_refused)
+        pipeline = name.split("/")[0]
+        actor = None if pipeline in self.unreachable else self.actors.get(pipeline)
+        return Connection(name, actor, on_events, on_refused)
 
     def say(self, name: str, request: GenerateRequest, *token_ids: int, end: bool = False) -> None:
         event = TokenEvent(request.request_id, token_ids, finish_reason="stop" if end else None)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import pytest
+
+from actors.http.errors import Unavailable
 from actors.ingress.pipeline_client import PipelineClient
-from tests.actors.client_world import Actor, World, collect, play
+from tests.actors.client_world import Actor, World, asking, collect, play
 from tests.actors.virtual_time import turns
 
 
@@ -189,5 +193,79 @@ def test_one_that_its_router_serves_without_is_not_waited_for() -> None:
         world.members = None
         world.say("a-1", again, 6, end=True)
         assert await asked == [5, 6]
+
+    play(world, scenario)
+
+
+def test_a_connection_that_ends_while_nobody_knows_who_has_a_request() -> None:
+    """What it began on that connection is lost, and an actor may have dropped it with its end."""
+    world = World("a-1")
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        actor = world.actors["a-1"]
+        world.answering.clear()
+        asked = collect(client, "second")
+        await turns()
+        assert [one.request_id for one in world.calls[-1][1]] == ["second#0"]
+        actor.outbox.put_nowait(None)  # the connection ends, the actor does not
+        await turns()
+        world.answering.set()
+        await turns()
+        assert [one.request_id for one in world.calls[-1][1]] == ["second#1"]
+        await turns()
+        assert actor.aborted == ["second#0"]
+        world.say("a-1", world.calls[-1][1][0], 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)
+
+
+def test_a_connection_that_cannot_be_made_is_tried_with_pauses_and_not_for_ever() -> None:
+    world = World("a-1")
+    world.unreachable = {"a-1"}
+
+    async def scenario(client: PipelineClient) -> None:
+        begun_s = asyncio.get_running_loop().time()
+        asked = collect(client)
+        await asyncio.sleep(10.0)
+        assert 10 < len(world.calls) < 100
+        with pytest.raises(Unavailable, match="no pipeline can serve"):
+            await asked
+        assert asyncio.get_running_loop().time() - begun_s == pytest.approx(60.0, abs=1.0)
+
+    play(world, scenario)
+
+
+def test_one_that_can_be_reached_again_goes_on() -> None:
+    world = World("a-1")
+    world.unreachable = {"a-1"}
+
+    async def scenario(client: PipelineClient) -> None:
+        asked = collect(client)
+        await asyncio.sleep(5.0)
+        world.unreachable.clear()
+        await asyncio.sleep(1.0)
+        again = world.calls[-1][1][0]
+        assert again.request_id in world.actors["a-1"].aborted or again.request_id != "r#0"
+        world.say("a-1", again, 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)
+
+
+def test_an_actor_is_told_of_what_it_makes_for_nobody() -> None:
+    world = World("a-1")
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        actor = world.actors["a-1"]
+        forgotten = replace(asking("forgotten"), request_id="forgotten#3")
+        world.say("a-1", forgotten, 5)
+        await turns()
+        assert actor.aborted == ["forgotten#3"]
+        world.say("a-1", forgotten, 6, end=True)
+        await turns()
+        assert actor.aborted == ["forgotten#3"], "that was its last"
 
     play(world, scenario)

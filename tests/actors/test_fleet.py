@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -25,6 +27,8 @@ from actors.placement.placement_messages import (
 from actors.ranks.actor_stats import ActorStats
 from tests.actors.surveyed_actors import actor, report
 
+HANGS = object()  # in place of an answer: there is none
+
 
 class Broadcast:
     """What a Serve handle's broadcast returns."""
@@ -35,7 +39,19 @@ class Broadcast:
     async def results_async(self, **_options: object) -> Sequence[object]:
         if not self._results:
             raise RuntimeError("no replica is there")
+        if HANGS in self._results:
+            raise TimeoutError("as Serve has it: of all answers together")
         return self._results
+
+    async def _fetch_replica_results_async(self) -> Sequence[object]:
+        async def get(result: object) -> object:
+            if result is HANGS:
+                await asyncio.Event().wait()
+            return result
+
+        if not self._results:
+            raise RuntimeError("no replica is there")
+        return [SimpleNamespace(get_async=partial(get, result)) for result in self._results]
 
 
 class Handle:
@@ -155,6 +171,19 @@ def test_a_new_ingress_knows_what_a_dead_one_had_counted() -> None:
         del world.ingresses[name]
     world.ingress("c")
     assert world.scrape("c")["windrose_prompt_tokens_total"] == 10
+
+
+def test_a_replica_that_hangs_keeps_no_other_s_answer_back() -> None:
+    world = new_world()
+    world.routers["p0"].ran(0, 1, 7)
+    world.metrics["b"].accepted(5)
+    hanging = mock.Mock()
+    hanging.view.return_value = hanging.tally.return_value = HANGS
+    world.routers["p1"] = world.ingresses["c"] = hanging
+    with mock.patch("actors.ingress.fleet._ANSWER_S", 0.1):
+        found = world.scrape("a")
+    assert found["windrose_engine_rows_total"] == 7
+    assert found["windrose_prompt_tokens_total"] == 5
 
 
 def test_a_new_pipeline_does_not_take_back_what_a_dead_one_had_counted() -> None:

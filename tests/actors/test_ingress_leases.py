@@ -46,11 +46,16 @@ def test_an_ingress_that_dies_before_it_connects_is_dropped(play: Play) -> None:
         rank.links.tell("early", [event(1)])
         await rank.hear()
         assert rank.dropped == ["early"]
-        again = Ingress("early")
-        async with connected(rank, again):
-            rank.links.tell("early", [event(2)])
-            await again.hear()
-            assert again.events == [event(2)], "what was kept for it went with it"
+        rank.links.tell("early", [event(2)])  # by the step that was under way
+        slow = Ingress("early")
+        async with connected(rank, slow) as (ended,):  # so that it submits again what it waits for
+            await asyncio.wait_for(ended, 10.0)
+            assert not slow.events, "what was kept for it went with it"
+            again = Ingress("early")
+            async with connected(rank, again):
+                rank.links.tell("early", [event(3)])
+                await again.hear()
+                assert again.events == [event(3)]
 
     play(scenario())
 

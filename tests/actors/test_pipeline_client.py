@@ -190,3 +190,65 @@ def test_one_that_drains_unseen_serves_for_as_long_as_it_sends_tokens() -> None:
         assert await asked == [0, 1, 2, 3, 4, 9]
 
     play(world, scenario)
+
+
+def test_what_runs_where_nothing_can_be_served_goes_on_where_it_can() -> None:
+    world = World("a-1", "a-2", "b-3")
+
+    async def scenario(client: PipelineClient) -> None:
+        asked, other = collect(client), collect(client, "other")
+        await turns()
+        first = {name: batch[0] for name, batch in world.calls}
+        assert first.keys() == {"a-1", "a-2"}
+        names = {request.request_id[:-2]: name or "" for name, (request,) in world.calls}
+        sick, well = names["r"], names["other"]
+        world.say(sick, first[sick], 5)
+        world.ailing = {sick}
+        await asyncio.sleep(9.0)
+        assert len(world.calls) == 2, "most recoveries are over by then"
+        await asyncio.sleep(3.0)
+        name, (again,) = world.calls[-1]
+        assert (name, again.request_id, again.output_token_ids) == (well, "r#1", (5,))
+        assert first[sick].request_id in world.actors[sick].aborted
+        world.say(well, again, 6, end=True)
+        world.say(well, first[well], 7, end=True)
+        assert (await asked, await other) == ([5, 6], [7])
+
+    play(world, scenario)
+
+
+def test_where_no_other_can_go_on_it_waits_for_its_own() -> None:
+    world = World("a-1", "b-2")
+
+    async def scenario(client: PipelineClient) -> None:
+        asked = collect(client)
+        await turns()
+        ((name, (request,)),) = world.calls
+        assert name == "a-1"
+        world.say("a-1", request, 5)
+        world.ailing = {"a-1"}
+        await asyncio.sleep(50.0)
+        assert len(world.calls) == 1
+        world.ailing = set()
+        await asyncio.sleep(30.0)
+        world.say("a-1", request, 6, end=True)
+        assert await asked == [5, 6]
+
+    play(world, scenario)
+
+
+def test_a_router_that_hangs_blinds_nobody_to_the_others() -> None:
+    world = World("w-a", "w-b")
+
+    async def scenario(client: PipelineClient) -> None:
+        world.hanging = {"w-a"}
+        await asyncio.sleep(5.0)
+        assert client.ready()
+        asked = collect(client)
+        await turns()
+        ((name, (request,)),) = world.calls
+        assert name == "w-b"
+        world.say("w-b", request, 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)

@@ -101,9 +101,8 @@ def test_who_cannot_be_replaced_nor_done_without_is_told() -> None:
             assert report.obstacle == "expert 2 of layer 0 and 3 more has no holder left"
             loop = asyncio.get_running_loop()
             begun_s = loop.time()
-            with pytest.raises(TimeoutError):
-                await rig.pipeline.submit(requests("a"))
-            assert loop.time() - begun_s == pytest.approx(7.0)
+            assert await rig.pipeline.submit(requests("a")) == [None]  # maybe another can
+            assert loop.time() - begun_s == pytest.approx(2.0)
             rig.world.modes.clear()
             await settle(rig)
 
