@@ -195,10 +195,10 @@ def _choices(
     """
     check_ids(body.stop_token_ids, "stop_token_ids", state)
     check_ids([token_id for token_id, _ in body.logit_bias], "logit_bias", state)
-    seed = secrets.randbits(63) if body.seed is None else body.seed
     arrival_s = time.time()
     choices: list[Choice] = []
     for (ids, echo), max_tokens in zip(prompts, limits, strict=True):
+        seed = secrets.randbits(63) if body.seed is None else body.seed  # a prompt may come twice
         for i in range(body.n):
             params = SamplingParams(
                 max_tokens=max_tokens,

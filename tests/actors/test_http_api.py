@@ -125,7 +125,9 @@ def test_seeds_are_drawn_where_none_is_given() -> None:
     with serving(state) as http:
         for _ in range(3):
             assert http.post("/v1/chat/completions", json=chat_body()).status_code == 200
-    assert len({request.params.seed for request in source_of(state).requests}) == 3
+        prompts = {"prompt": ["Once upon a time"] * 3, "n": 2, "max_tokens": 4}
+        assert http.post("/v1/completions", json=prompts).status_code == 200
+    assert len({request.params.seed for request in source_of(state).requests}) == 3 + 6
 
 
 def test_limits_default_to_the_context_for_chat_and_to_16_for_completions() -> None:
