@@ -176,7 +176,7 @@ class _ChoiceText:
         """`whole`: these are the event's last tokens, so its finish reason holds behind them."""
         reason = event.finish_reason if whole else None
         shown = token_ids
-        if reason == "stop" and event.stop_token_id is not None and not self._include_stop:
+        if reason == "stop" and not self._include_stop:  # by EOS too, which may be a piece of text
             shown = token_ids[:-1]
         text = self._detokenizer.push(shown)
         if reason is not None:

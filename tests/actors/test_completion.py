@@ -80,6 +80,18 @@ def test_a_stop_token_is_shown_only_where_asked(include: bool) -> None:
     assert choice["token_ids"] == ids
 
 
+@pytest.mark.parametrize("include", [False, True])
+def test_an_eos_that_is_a_piece_of_text_ends_the_answer_and_is_no_part_of_it(include: bool) -> None:
+    ids = ids_of("one two")
+
+    def script(request: GenerateRequest) -> list[Step]:
+        return [TokenEvent(request.request_id, tuple(ids), None, "stop")]
+
+    choice, _ = chat(script, include_stop_str_in_output=include)
+    assert choice["message"]["content"] == ("one two" if include else "one")
+    assert choice["finish_reason"] == "stop" and choice["token_ids"] == ids
+
+
 def test_an_unfinished_character_is_shown_when_the_answer_ends() -> None:
     first_bytes = ids_of("🦙")[-4:-1]
 
