@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from configs.model_settings import BUILT_IN_FORMATS
+from model.added_tokens import unknown_tokens
 from model.chat_format import ChatFormatError, ChatMessage, render_instruct
 from model.config_file import ConfigError, read_object
-from model.tokenizer import Tokenizer
+from model.tokenizer import TOKENIZER_FILE, Tokenizer
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE_FILE: Final = "chat_template.jinja"  # as transformers 5 saves it; goes before the key
@@ -113,19 +116,24 @@ class JinjaFormat:
 
 
 class NoFormat:
-    """A base model's: completions only."""
+    """A base model's, or one whose template cannot be followed here: completions only."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, why: str) -> None:
+        self._why = why
 
-    def render(self, messages: Sequence[ChatMessage]) -> NoReturn:
-        """Always NoChatTemplate."""
-        raise NoChatTemplate(
-            f"this model has no chat template: {self._directory.name} has neither a "
+    @classmethod
+    def of_base_model(cls, directory: Path) -> NoFormat:
+        """There is no template in the checkpoint's directory."""
+        return cls(
+            f"this model has no chat template: {directory.name} has neither a "
             f"{_TEMPLATE_FILE} nor a chat_template in {_TOKENIZER_CONFIG}. Use /v1/completions, or "
             "start the server with --chat-template FILE, or, if it is an Instruct model, with "
             f"--chat-template {BUILT_IN_FORMATS[-1]}"
         )
+
+    def render(self, messages: Sequence[ChatMessage]) -> NoReturn:
+        """Always NoChatTemplate."""
+        raise NoChatTemplate(self._why)
 
 
 def chat_format(
@@ -150,8 +158,15 @@ def chat_format(
         where = str(directory / _TOKENIZER_CONFIG)
         found = _own_template(settings, where)
         if found is None:
-            return NoFormat(directory)
+            return NoFormat.of_base_model(directory)
         template = found
+    if unknown := sorted(one for one in unknown_tokens(directory, tokenizer) if one in template):
+        return NoFormat(
+            f"the chat template of this model ({where}) writes {unknown[0]!r}, a token that its "
+            f"tokenizer has beside those of {TOKENIZER_FILE}: such tokens are not supported, and "
+            "as text the model would not know it. Use /v1/completions with token ids, or start "
+            "the server with another --chat-template"
+        )
     jinja = JinjaFormat(tokenizer, template, where, prefix_all=_prefixes_all(directory, settings))
     if chosen is None and _says_instruct(jinja, tokenizer):
         return InstructFormat(tokenizer)
@@ -164,6 +179,8 @@ def _says_instruct(jinja: JinjaFormat, tokenizer: Tokenizer) -> bool:
     Spaces right behind a control token do not count: published revisions of one template differ
     in them, to suit tokenizers that put a prefix space there and those that do not.
     """
+    if "[INST]" in tokenizer.control_ids:
+        return False  # a token there, where the built-in format has text
     pieces = {i: piece for piece, i in tokenizer.control_ids.items()}
     bos, eos = pieces[tokenizer.bos_id], pieces[tokenizer.eos_id]
     spaces = re.compile(f"({re.escape(bos)}|{re.escape(eos)}) +")
@@ -230,9 +247,20 @@ def _read(file: Path) -> str:
         ) from error
 
 
+class _Generation(Extension):
+    """Hugging Face's {% generation %} ... {% endgeneration %}: what is within, for our purposes."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """Called by Jinja at the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _compile(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

@@ -48,7 +48,7 @@ def test_no_more_tokens_by_default_than_the_context_has_room_for() -> None:
 
 
 def test_a_base_model_completes_and_does_not_chat() -> None:
-    state = make_state(chat_format=NoFormat(Path("/models/Mistral-7B-v0.1")))
+    state = make_state(chat_format=NoFormat.of_base_model(Path("/models/Mistral-7B-v0.1")))
     with serving(state) as http:
         refused = http.post("/v1/chat/completions", json=chat_body())
         assert http.post("/v1/completions", json={"prompt": "a"}).status_code == httpx.codes.OK

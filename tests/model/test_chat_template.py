@@ -108,15 +108,24 @@ def hugging_face_ids(path: Path, template: str, messages: list[ChatMessage]) -> 
     return ids
 
 
+# As models are trained with: what the assistant says is marked.
+MARKED = TAGGED.replace(
+    "{{ m['content'] | tojson }}",
+    "{% generation %}{{ m['content'] | tojson }}{% endgeneration %}",
+)
+
+
 @pytest.mark.parametrize("prefix_all", [True, False])
-@pytest.mark.parametrize("template", [TAGGED, NO_SYSTEM], ids=["tagged", "no-system"])
+@pytest.mark.parametrize(
+    "template", [TAGGED, MARKED, NO_SYSTEM], ids=["tagged", "marked", "no-system"]
+)
 def test_templates_say_what_they_say_in_transformers(
     tmp_path: Path, tokenizer: Tokenizer, template: str, prefix_all: bool
 ) -> None:
     path = directory_with(tmp_path / "model", prefix_all, chat_template=template)
     ours = chat_format(tokenizer, path)
     assert isinstance(ours, JinjaFormat)
-    spoken = TALKS if template == TAGGED else TALKS[:-1]
+    spoken = TALKS if template != NO_SYSTEM else TALKS[:-1]
     for messages in spoken:
         assert ours.render(messages) == hugging_face_ids(path, template, messages), messages
 
@@ -163,6 +172,43 @@ def test_a_base_model_says_that_it_does_not_chat(tmp_path: Path, tokenizer: Toke
         chat_format(tokenizer, path).render(talk("a"))
     for part in ("no chat template", "Mistral-7B-v0.1", "/v1/completions", "--chat-template"):
         assert part in str(refusal.value)
+
+
+CHAT_ML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}
+{% endfor %}"""
+ADDED = {
+    "tokenizer_config.json": {
+        "chat_template": CHAT_ML,
+        "added_tokens_decoder": {"0": {"content": "<unk>"}, "2048": {"content": "<|im_start|>"}},
+    },
+    "tokenizer.json": {"added_tokens": [{"id": 2048, "content": "<|im_start|>"}]},
+    "added_tokens.json": {"<|im_start|>": 2048},
+}
+
+
+@pytest.mark.parametrize("file", ADDED)
+def test_a_template_that_writes_tokens_only_hugging_face_knows_makes_no_chats(
+    tmp_path: Path, tokenizer: Tokenizer, file: str
+) -> None:
+    path = directory_with(tmp_path / "model")
+    (path / "tokenizer.json").unlink()
+    (path / "chat_template.jinja").write_text(CHAT_ML)
+    (path / file).write_text(json.dumps(ADDED[file]))
+    ours = chat_format(tokenizer, path)
+    assert isinstance(ours, NoFormat)
+    with pytest.raises(NoChatTemplate, match=r"<\|im_start\|>.*--chat-template"):
+        ours.render(talk("a"))
+    (path / "chat_template.jinja").write_text(TAGGED)  # which writes none of them
+    assert isinstance(chat_format(tokenizer, path), JinjaFormat)
+    assert isinstance(chat_format(tokenizer, path, "mixtral-instruct"), InstructFormat)
+
+
+def test_added_tokens_that_are_none_are_refused_by_file(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = directory_with(tmp_path / "model", chat_template="a", added_tokens_decoder={"x": 1})
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: its added tokens"):
+        chat_format(tokenizer, path)
 
 
 @pytest.mark.parametrize(
