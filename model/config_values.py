@@ -16,6 +16,9 @@ _DENSE = "mistral"
 _NUM_LABELS = 2  # transformers' default
 
 
+_DENSE_WINDOW = 4096  # of a Mistral whose config.json has no such key, as transformers has it
+
+
 def config_file(path: str | Path) -> Path:
     """The file that tells a checkpoint's shape: config.json, or params.json beside raw weights."""
     config, params = Path(path) / "config.json", Path(path) / PARAMS_FILE
@@ -42,6 +45,7 @@ def values_of(file: Path, raw: dict[str, Any], generation_config: bool) -> dict[
     values["head"] = _head(file, raw)
     if raw["model_type"] == _DENSE:
         values |= {"num_local_experts": 0, "num_experts_per_tok": 0}
+        values.setdefault("sliding_window", _DENSE_WINDOW)
     elif raw.get("num_local_experts") == 0:
         raise ConfigError(f"{file}: num_local_experts is 0; a Mixtral has at least 1")
     if raw.get("head_dim") is None:

@@ -142,6 +142,16 @@ def test_a_mistral_is_a_model_without_experts(tmp_path: Path) -> None:
     assert dense.sliding_window == AutoConfig.from_pretrained(mistral).sliding_window == 48
 
 
+@pytest.mark.parametrize("window", [ABSENT, None, 7])
+@pytest.mark.parametrize("config", [V4, V5, DENSE], ids=["v4", "v5", "dense"])
+def test_without_a_sliding_window_s_key_it_is_the_model_s_own(
+    tmp_path: Path, config: dict[str, Any], window: object
+) -> None:
+    write(tmp_path, changed(config, {"sliding_window": window}))
+    theirs = AutoConfig.from_pretrained(tmp_path).sliding_window
+    assert ModelConfig.from_dir(tmp_path).sliding_window == theirs
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
