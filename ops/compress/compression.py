@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.config_file import read_object
 from model.fingerprint import weights_fingerprint
 from model.ranks import factor_keys
+from model.raw_files import is_raw
 from model.shards import CheckpointError
 from model.weights import expert_keys
 from ops.compress.allocation import Shape, Spectrum, parameters_at, same_rank, spend
@@ -107,6 +108,12 @@ class _Compression:
             raise ValueError(f"{settings.source}: a dense model, without experts to compress")
         if self._config.ranks:
             raise ValueError(f"{settings.source}: compressed already: config.json has ranks")
+        if self._config.bitsandbytes:
+            raise ValueError(f"{settings.source}: quantized: compress the weights it was made of")
+        if is_raw(settings.source):
+            raise ValueError(
+                f"{settings.source}: in Mistral's own layout: `windrose convert` it first"
+            )
         self._checkpoint = Checkpoint(settings.source)
         self._checkpoint.verify(self._config)
         entries = self._checkpoint.entries

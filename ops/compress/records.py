@@ -49,7 +49,10 @@ def open_target(target: Path, asked: Mapping[str, object]) -> Record | None:
             f"{target}: holds an unfinished compression with other settings or of other weights; "
             "remove it first"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    begun = {STATE_FILE, f"{STATE_FILE}.part"}  # all there is where the first word was cut short
+    if target.exists() and (
+        not target.is_dir() or any(file.name not in begun for file in target.iterdir())
+    ):
         raise FileExistsError(f"{target}: exists already, and is not overwritten")
     target.mkdir(parents=True, exist_ok=True)
     return None

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from ops.cli import main
 from ops.compress.compression import compress
 from ops.compress.settings import CompressSettings
+from tests.bitsandbytes_checkpoints import linear_layers, quantize_checkpoint
 from tests.checkpoints import make_checkpoint
 from tests.low_rank import make_low_rank, tensors_of
 from tests.ops.compress_runs import Quiet, parameters
+from tests.raw_checkpoints import write_raw
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def low_rank_source(directory: Path) -> None:
     make_low_rank(make_checkpoint(directory), {"model.layers.0.self_attn.q_proj": 4})
+
+
+def quantized_source(directory: Path) -> None:
+    dense = make_checkpoint(directory.with_name("dense"))
+    quantize_checkpoint(dense, directory, "int8", linear_layers)
+
+
+def raw_source(directory: Path) -> None:
+    write_raw(make_checkpoint(directory.with_name("hf")), directory, "safetensors")
 
 
 def broken_source(directory: Path) -> None:
@@ -39,6 +50,8 @@ def broken_source(directory: Path) -> None:
     [
         (lambda path: make_checkpoint(path, experts=0), {"rank": 8}, "dense"),
         (low_rank_source, {"rank": 8}, "compressed already"),
+        (quantized_source, {"rank": 8}, "quantized"),
+        (raw_source, {"rank": 8}, "`windrose convert` it first"),
         (make_checkpoint, {"rank": 39}, "--rank 39"),
         (make_checkpoint, {"rank": 8, "layers": (1, 2)}, "no layer 2"),
         (make_checkpoint, {"ratio": 0.9}, "cannot be removed"),
