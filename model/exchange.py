@@ -6,6 +6,7 @@ many messages follow, so no rank ever waits for one that does not come.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -152,14 +153,22 @@ class Exchange:
     `control` is always gloo, on host memory. `data` carries rows: sockets or gloo on CPU, NCCL on
     GPU. On CPU a message may be shorter than the buffer posted for it, so routing and rows
     travel as one message (`one_message`); NCCL needs equal sizes, so routing goes first, over
-    `control`, and tells the size. `sockets` is the data group where it is one of them.
+    `control`, and tells the size. `sockets` is the data group where it is one of them. A peer of
+    which nothing is heard for `patience_s` is taken for lost.
     """
 
     def __init__(
-        self, ranks: Ranks, control: PointToPoint, data: PointToPoint, *, one_message: bool
+        self,
+        ranks: Ranks,
+        control: PointToPoint,
+        data: PointToPoint,
+        *,
+        one_message: bool,
+        patience_s: float = math.inf,
     ) -> None:
         self.ranks = ranks
         self.one_message = one_message
+        self.patience_s = patience_s
         self._control = control
         self._data = data
         self._step = 0

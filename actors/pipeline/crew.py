@@ -21,6 +21,7 @@ from actors.pipeline.spawn import Member, Spawner
 from model.placement import Pair
 
 _SPARE_LIFE_S = 10.0  # one that lives for less is not replaced any sooner
+_FROZEN_S = 30.0  # of no answer; spares stand back behind all else that their machines have to do
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Crew:
         self._waiting: set[asyncio.Future[None]] = set()
         self._filling: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Member] = {}
+        self._up: set[str] = set()  # names of those that have answered: Ray has found them a place
         self._guards: set[asyncio.Task[None]] = set()
         self._ended = False
         self.serving: dict[int, Member] = {}  # in the epoch
@@ -84,8 +86,8 @@ class Crew:
 
     @property
     def num_spares(self) -> int:
-        """Spares that wait, or are being started."""
-        return len(self._spares)
+        """Spares that wait; not those that are being started."""
+        return len(self._up)
 
     def fill(self, rank: int, *, calm: bool = False) -> None:
         """Get an actor for a rank, a spare if there is one; it is in `ready` once it is loaded.
@@ -98,11 +100,14 @@ class Crew:
         failures = 0
         while True:
             role = self.role_of(rank)
-            member = self._take_spare(role) or self._spawner.spawn(role, calm=calm)
+            spare = self._take_spare(role)
+            member = spare or self._spawner.spawn(role, calm=calm)
             is_attention = role == "attention"
             pairs = () if is_attention else self._share(rank)
             try:
                 load = member.handle.load.remote(rank, is_attention, pairs, calm)
+                if spare is not None:  # nobody has asked it anything since it came up
+                    await within(_FROZEN_S, spare.handle.stats.remote())
                 await within(self._load_timeout_s, load)
                 break
             except asyncio.CancelledError:
@@ -128,7 +133,7 @@ class Crew:
 
     async def shortage(self, count: int) -> str | None:
         """What the cluster lacks for so many more expert actors, in one phrase; or None."""
-        fit = sum("expert" in spare.roles for spare in self._spares.values())
+        fit = sum("expert" in self._spares[name].roles for name in self._up)
         return await asyncio.to_thread(self._spawner.shortage, count - fit)
 
     def changed(self) -> asyncio.Future[None]:
@@ -178,8 +183,12 @@ class Crew:
         """Replace a spare that dies before it is needed; not as fast as it may die."""
         begun_s = asyncio.get_running_loop().time()
         try:
+            await spare.handle.stats.remote()
+            if spare.name in self._spares:
+                self._up.add(spare.name)
             await spare.handle.taken.remote()
         except RayError:
+            self._up.discard(spare.name)
             if self._spares.pop(spare.name, None) is None:
                 return
             logger.warning("a spare actor died; another is started")
@@ -189,11 +198,17 @@ class Crew:
             self.keep_spares()
 
     def _take_spare(self, role: Role) -> Member | None:
-        """One that can have this role; of those, one that can have the fewest others."""
+        """One that can have this role; of those, one that can have the fewest others.
+
+        One that is not up may never be: it is only taken where no new actor would have a place.
+        """
         fit = [spare for spare in self._spares.values() if role in spare.roles]
-        if not fit:
+        up = [spare for spare in fit if spare.name in self._up]
+        if not fit or (not up and self._spawner.has_bundle(role)):
             return None
-        return self._spares.pop(min(fit, key=lambda spare: len(spare.roles)).name)
+        taken = min(up or fit, key=lambda spare: len(spare.roles))
+        self._up.discard(taken.name)
+        return self._spares.pop(taken.name)
 
     def end(self) -> None:
         """Kill every actor."""
@@ -202,5 +217,6 @@ class Crew:
             task.cancel()
         members = [*self.serving.values(), *self.ready.values(), *self._spares.values()]
         self.serving, self.ready, self._spares = {}, {}, {}
+        self._up.clear()
         for member in members:
             self._spawner.end(member)

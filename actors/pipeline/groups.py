@@ -31,7 +31,7 @@ class Groups:
         self._timeout_s = timeout_s
         self._cpu_transport = cpu_transport
         self._store: TCPStore | None = None
-        self._newest = 0
+        self.newest = 0  # that was formed, or begun to be
         self.epoch = 1  # the one in force; the only one where ranks have nothing to exchange
 
     async def meet(self, members: Mapping[int, Member], placement: ExpertPlacement) -> None:
@@ -50,9 +50,9 @@ class Groups:
         """
         if self._store is None:
             self._store = host_store(self._host, self._timeout_s)
-        self._newest += 1
+        self.newest += 1
         meeting = Rendezvous(
-            self._host, self._store.port, self._newest, self._timeout_s, self._cpu_transport
+            self._host, self._store.port, self.newest, self._timeout_s, self._cpu_transport
         )
         attention = tuple(rank for rank in sorted(members) if rank < self._num_attention)
         expert = tuple(rank for rank in sorted(members) if rank >= self._num_attention)

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from actors.log_lines import about
 from actors.patience import within
 from actors.pipeline.crew import Crew
+from actors.pipeline.groups import Groups
 from actors.pipeline.live_placement import LivePlacement
 from actors.pipeline.pulse import Pulse
 from actors.pipeline.recovery import Answer, Losses, describe, losses, obstacle
@@ -32,8 +33,11 @@ logger = logging.getLogger(__name__)
 class Mender:
     """Recoveries of one pipeline. On the router's event loop, one at a time."""
 
-    def __init__(self, crew: Crew, pulse: Pulse, placement: LivePlacement | None) -> None:
+    def __init__(
+        self, crew: Crew, pulse: Pulse, groups: Groups, placement: LivePlacement | None
+    ) -> None:
         self._crew = crew
+        self._groups = groups
         self._pulse = pulse
         self._placement = placement
         self.whole = asyncio.Event()  # set while requests can be served
@@ -139,7 +143,7 @@ class Mender:
 
     async def _call(self, members: Mapping[int, Any]) -> dict[int, Answer]:
         """Call the roll: make these ranks leave their epoch, and see who answers."""
-        calls = [member.handle.suspend.remote() for member in members.values()]
+        calls = [member.handle.suspend.remote(self._groups.newest) for member in members.values()]
         answers = await asyncio.gather(
             *(within(_ROLL_CALL_S, call) for call in calls), return_exceptions=True
         )

@@ -81,7 +81,7 @@ class Pipeline:
                 self._wished.set,
             )
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
-        self._mender = Mender(crew, self._pulse, self._placement)
+        self._mender = Mender(crew, self._pulse, self._groups, self._placement)
         self._loads = RecentLoads()
         self._intake = Intake(name, config, plan, crew, self._mender.whole)
 
@@ -154,6 +154,8 @@ class Pipeline:
                 await placement.admit({rank: crew.ready[rank] for rank in ranks})
             except (RayError, TimeoutError) as error:
                 logger.warning("ranks %s could not join: %s", ranks, describe(error))
+                if placement.torn or len(await self._pulse.ask()) < len(crew.serving):
+                    return  # it may be the fault of one that serves: the roll call will tell
                 for rank in ranks:
                     crew.retire(rank)
                     crew.fill(rank, calm=True)
@@ -182,7 +184,8 @@ class Pipeline:
         self._intake.note(attention)
         self._loads.add(list(attention.values()))
         if self._placement is not None:
-            self._balance.look(stats, self._placement, calm=self._mender.whole.is_set())
+            calm = self._mender.whole.is_set() and not (self._crew.filling or self._crew.ready)
+            self._balance.look(stats, self._placement, calm=calm)
 
     async def view(self, heard: Tally, *, fresh: bool) -> PipelineView:
         """This pipeline and its counts for one who has `heard` others; `fresh`: to this moment.

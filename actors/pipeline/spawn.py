@@ -114,6 +114,10 @@ class Spawner:
         )
         return Member(name, handle, group, bundle, self._needs.roles(resources))
 
+    def has_bundle(self, kind: Kind) -> bool:
+        """Whether one of the pipeline's own is free for an actor of this kind."""
+        return pick_bundle(self._free, kind, self._needs) is not None
+
     def shortage(self, count: int) -> str | None:
         """What the cluster lacks at present for so many more expert actors; or None."""
         wanted = self._needs.expert

@@ -51,9 +51,13 @@ class Epochs:
                 self._next = epoch
                 self._changed.notify_all()
 
-    def interrupt(self) -> None:
-        """Make the loop leave the epoch it is in, and forget one that it has not begun."""
+    def interrupt(self, newest: int) -> None:
+        """Make the loop leave the epoch it is in, and have it begin none up to `newest`.
+
+        Those may be met for still, by meetings that nobody waits for.
+        """
         with self._changed:
+            self._newest = max(self._newest, newest)
             self._next, current = None, self._current
         if current is not None:
             current.exchange.abort()

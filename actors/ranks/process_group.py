@@ -48,10 +48,12 @@ def join(
         if rendezvous.cpu_transport == "sockets":
             meeting = PrefixStore(f"{prefix}/rows", store)
             data = connect(meeting, ranks, own_host, rendezvous.timeout_s)
-        return Exchange(ranks, control, data, one_message=one_message)
+        return Exchange(
+            ranks, control, data, one_message=one_message, patience_s=rendezvous.timeout_s
+        )
     choose_interface(own_host, os.environ)
     data = _nccl(PrefixStore(f"{prefix}/data", store), ranks, device, timeout)
-    return Exchange(ranks, control, data, one_message=False)
+    return Exchange(ranks, control, data, one_message=False, patience_s=rendezvous.timeout_s)
 
 
 def choose_interface(own_host: str, environment: MutableMapping[str, str]) -> None:

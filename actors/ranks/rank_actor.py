@@ -165,8 +165,8 @@ class RankActor:
             self._times = replace(self._times, met_s=time.time())
 
     @ray.method
-    async def suspend(self) -> None:
-        """Leave the epoch: nothing is sent or received until `meet` has formed another.
+    async def suspend(self, newest: int) -> None:
+        """Leave the epoch: nothing is sent or received until one after `newest` has been met for.
 
         Raises:
             RuntimeError: the rank's loop has failed; it can be in no epoch any more.
@@ -174,7 +174,7 @@ class RankActor:
         assert self._life is not None
         if self._life.phase in ("failed", "stopped"):
             raise RuntimeError(self._life.failure or "the rank has stopped")
-        self._life.epochs.interrupt()
+        self._life.epochs.interrupt(newest)
 
     @ray.method
     async def watch(self, epoch: int) -> bool:

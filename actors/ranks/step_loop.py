@@ -21,7 +21,8 @@ from actors.ranks.interruptions import Interruptions
 from actors.scheduling.scheduler import StepPlan
 from model.exchange import Exchange, LoopEnd, PeerLost, StepHeader, agreed_micro_batches, all_move
 
-_HEARTBEAT_S = 5.0  # idle ranks meet this often, so that a dead peer is noticed and no wait ends
+_HEARTBEAT_S = 5.0  # idle ranks meet at least this often, so that a dead peer is noticed
+_SHARE_OF_PATIENCE = 1 / 3  # and so often that none is taken for lost
 _SHORTEST_REST_S = 0.002
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,8 @@ class StepLoop:
                     # News that reaches a rank whose header is out goes into the step after, and
                     # a wake may come before the news: stay near for as long as there was work.
                     woken = self._woken(rest_s)
-                    rest_s = _SHORTEST_REST_S if woken else min(2 * rest_s, _HEARTBEAT_S)
+                    longest_s = min(_HEARTBEAT_S, _SHARE_OF_PATIENCE * exchange.patience_s)
+                    rest_s = _SHORTEST_REST_S if woken else min(2 * rest_s, longest_s)
                     continue
                 rest_s = _SHORTEST_REST_S
             if plan:

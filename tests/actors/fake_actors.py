@@ -212,7 +212,7 @@ class FakeActor(FakeLoop):
         if self.phase in ("failed", "stopped"):
             self._refuse(call, "the rank has stopped")
         else:
-            self.interrupt()
+            self.interrupt(*call.args)
             self._answer(call)
 
     def _watch(self, call: Call) -> None:

@@ -62,8 +62,12 @@ class FakeLoop:
             if self.current is None:
                 self._begin()
 
-    def interrupt(self) -> None:
-        """Leave the epoch, and forget one that has not begun: its peers lose this rank."""
+    def interrupt(self, newest: int = 0) -> None:
+        """Leave the epoch, and forget one that has not begun: its peers lose this rank.
+
+        Epochs up to `newest` are not begun any more.
+        """
+        self._newest = max(self._newest, newest)
         dropped, self.next = self.next, None
         for epoch in (dropped, self.current):
             if epoch is not None:

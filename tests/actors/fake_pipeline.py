@@ -70,9 +70,13 @@ class FakeSpawner(Spawner):
     def __init__(self, world: World) -> None:
         self.world = world
         self.spare_roles: list[set[Role]] = []  # of the next spares; all, when it is empty
+        self.is_full = False  # nothing of the pipeline's own is free
 
     def shortage(self, count: int) -> str | None:
         return self.world.lacks
+
+    def has_bundle(self, kind: Kind) -> bool:
+        return not self.is_full
 
     def spawn(self, kind: Kind, *, calm: bool) -> Member:
         actor = FakeActor(self.world, f"{kind}/{len(self.world.actors)}")

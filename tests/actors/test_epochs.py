@@ -66,7 +66,7 @@ def started() -> Iterator[Callable[[Callable[[Epoch], LoopEnd]], Loop]]:
     yield start
     for loop in loops:
         loop.epochs.stop()
-        loop.epochs.interrupt()
+        loop.epochs.interrupt(0)
         assert loop.ended()
 
 
@@ -179,6 +179,28 @@ def test_an_older_epoch_is_not_begun_any_more(
     assert steps == [5]
 
 
+def test_an_epoch_that_was_given_up_is_not_begun_however_late_its_ranks_have_met(
+    started: Callable[[Callable[[Epoch], LoopEnd]], Loop],
+) -> None:
+    steps: list[int] = []
+    loop = started(serve(steps))
+    attention, expert = one_and(1, epoch=4)
+    _given_up, late_expert = one_and(1, epoch=5)
+    after, after_expert = one_and(1, epoch=6)
+    loop.offer(4, expert)
+    attention.open_step(1, 1)
+    loop.epochs.interrupt(5)  # the router had begun to form it, and knows of a loss
+    assert loop.left() == (4, False)
+    loop.offer(5, late_expert)
+    loop.offer(6, after_expert)
+    after.open_step(1, 1)
+    after.abort()
+    assert loop.left() == (6, False)
+    loop.epochs.stop()
+    assert loop.ended()
+    assert steps == [4, 6]
+
+
 def test_interrupt_reaches_a_loop_from_outside(
     started: Callable[[Callable[[Epoch], LoopEnd]], Loop],
 ) -> None:
@@ -193,5 +215,5 @@ def test_interrupt_reaches_a_loop_from_outside(
     loop = started(body)
     loop.offer(7, expert)
     assert begun.wait(TIMEOUT_S)
-    loop.epochs.interrupt()
+    loop.epochs.interrupt(0)
     assert loop.left() == (7, False)

@@ -158,3 +158,27 @@ def test_a_rank_that_is_ready_while_another_joins_joins_after_it() -> None:
             await settle(rig)
 
     run(scenario())
+
+
+def test_who_is_ready_is_kept_where_one_that_serves_dies_as_it_joins() -> None:
+    async def scenario() -> None:
+        rig = Rig(2, 2)
+        async with supervised(rig):
+            await replicated(rig)
+            rig.world.modes["load"] = HELD
+            rig.at(3).die()
+            await until(lambda: rig.groups.epoch == 2, 1)
+            newcomer = rig.world.alive[-1]
+            rig.at(0).modes["meet"] = HELD  # the meeting takes its time
+            newcomer.release("load")
+            await until(lambda: bool(rig.at(0).waiting("meet")), 1)
+            rig.at(2).die()
+            await turns()
+            rig.at(0).release("meet")
+            await until(lambda: rig.serving, 10)
+            assert newcomer.alive and rig.at(3) is newcomer
+            for waiting in rig.world.alive:
+                waiting.release("load")
+            await settle(rig)
+
+    run(scenario())

@@ -121,3 +121,84 @@ def test_a_spare_is_only_taken_for_a_role_that_it_can_have() -> None:
         assert crew.num_spares == 1
 
     run(scenario())
+
+
+def test_a_spare_for_which_there_is_no_place_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.modes["stats"] = HELD  # Ray has not started it
+        spawner = FakeSpawner(world)
+        crew = Crew(spawner, 2, 1, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
+        crew.keep_spares()
+        await turns()
+        assert crew.num_spares == 0
+        crew.fill(2)
+        await turns()
+        assert kinds(world.actors) == ["spare", "expert"]
+        assert actor_of(crew.ready[2]) is world.actors[1]
+        world.modes.clear()
+        world.actors[0].release("stats")
+        await turns()
+        assert crew.num_spares == 1
+        crew.fill(3)
+        await turns()
+        assert actor_of(crew.ready[3]) is world.actors[0]
+
+    run(scenario())
+
+
+def test_a_spare_that_is_being_started_is_waited_for_where_no_other_would_have_a_place() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.modes["stats"] = HELD
+        spawner = FakeSpawner(world)
+        spawner.is_full = True
+        crew = Crew(spawner, 2, 1, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
+        crew.keep_spares()
+        await turns()
+        crew.fill(2)
+        await turns()
+        world.modes.clear()
+        world.actors[0].release("stats")
+        await turns()
+        assert kinds(world.actors) == ["spare"]
+        assert actor_of(crew.ready[2]) is world.actors[0]
+        assert crew.num_spares == 0
+
+    run(scenario())
+
+
+def test_only_spares_that_are_up_make_room_for_more_experts() -> None:
+    class Counting(FakeSpawner):
+        def shortage(self, count: int) -> str | None:
+            return f"{count} more"
+
+    async def scenario() -> None:
+        world = World()
+        world.modes["stats"] = HELD
+        crew = Crew(Counting(world), 2, 2, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
+        crew.keep_spares()
+        await turns()
+        assert await crew.shortage(3) == "3 more"
+        world.actors[0].release("stats")
+        await turns()
+        assert await crew.shortage(3) == "2 more"
+
+    run(scenario())
+
+
+def test_a_spare_that_froze_while_it_waited_is_given_up() -> None:
+    async def scenario() -> None:
+        world = World()
+        crew = new_crew(world, spares=1)
+        crew.keep_spares()
+        await turns()
+        world.actors[0].hang()
+        crew.fill(3)
+        await asyncio.sleep(25.0)
+        assert 3 not in crew.ready
+        await until(lambda: 3 in crew.ready, 10.0)
+        assert kinds(world.actors) == ["spare", "expert"]
+        assert_ended(world, "spare/0")
+
+    run(scenario())

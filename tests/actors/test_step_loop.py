@@ -193,6 +193,16 @@ def test_idle_ranks_meet_again_and_again(
         assert pipeline.expert_times[0].steps == pipeline.engines[1].stats().num_steps
 
 
+def test_idle_ranks_meet_before_any_is_taken_for_lost(directory: Path) -> None:
+    meetings: queue.Queue[int] = queue.Queue()
+    with running(tiny_plan(directory, attention_actors=2, expert_actors=1)) as pipeline:
+        for exchange in pipeline.exchanges:
+            exchange.patience_s = 0.3
+        pipeline.exchanges[0].on_open = meetings.put
+        assert [meetings.get(timeout=2.0) for _ in range(30)] == [0] * 30
+        pipeline.stop()
+
+
 def test_a_rank_that_had_already_spoken_does_not_delay_what_comes_after(
     directory: Path, requests: list[GenerateRequest]
 ) -> None:
