@@ -123,7 +123,7 @@ def watch_start(config: WindroseConfig, device: str) -> Iterator[Starting]:
     """
     start = Start(_GROUPS, deployment_bundles(config, device, config.first_replicas))
     deadline_s = time.monotonic() + config.start_timeout_s
-    with httpx.Client(base_url=local_url(config), timeout=2.0) as client:
+    with httpx.Client(base_url=local_url(config), timeout=2.0, trust_env=False) as client:
         while time.monotonic() < deadline_s:
             application = serve.status().applications.get(APPLICATION)
             status = None if application is None else application.status

@@ -13,7 +13,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Set
 from concurrent.futures import Future, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -195,7 +195,9 @@ class LocalRay:
             self.unanswered = True
             raise
         except BaseException:
-            self.unanswered |= not wait([answer], timeout=let_go_s).done
+            before, self.unanswered = self.unanswered, True  # for who interrupts this wait as well
+            if wait([answer], timeout=let_go_s).done:
+                self.unanswered = before
             raise
         return answer.result()
 
@@ -217,6 +219,7 @@ def end_descendants() -> None:
     left = psutil.Process().children(recursive=True)
     _, alive = psutil.wait_procs(left, timeout=1.0)
     for process in alive:
-        logger.info("killing %s (pid %d)", process.name(), process.pid)
-        process.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):  # it ends at this moment
+            logger.info("killing %s (pid %d)", process.name(), process.pid)
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(alive, timeout=_GONE_TIMEOUT_S)

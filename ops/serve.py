@@ -159,8 +159,9 @@ def _run(
         console.print(f"windrose: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except _Stop:
-        console.print("windrose: finishing what was accepted; once more to stop at once")
-        _drain(config, console, own)
+        if ours:
+            console.print("windrose: finishing what was accepted; once more to stop at once")
+            _drain(config, console, own)
     finally:
         signals.ignore()
         if own is None:
@@ -223,16 +224,23 @@ def _check(config: WindroseConfig) -> tuple[WindroseConfig, ModelConfig, bool]:
 
 def _why_not_bound(config: WindroseConfig) -> str:
     """Why nothing can listen where it is to; nothing if it can."""
+    where = f"{config.host}:{config.port}"
+    faults: list[OSError] = []
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-        family, *_, address = found[0]
-        socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        where = f"{config.host}:{config.port}"
-        if error.errno == errno.EADDRINUSE:
-            return f"{where} is in use; choose another --port"
-        return f"{where} cannot be listened on: {error.strerror or error}; choose another --host"
-    return ""
+        found = []
+        faults.append(error)
+    for family, *_, address in found:
+        try:
+            socket.create_server(address[:2], family=family).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"{where} is in use; choose another --port"
+            faults.append(error)
+    if len(faults) <= len(found) - 1:  # an address of several that this machine does not have
+        return ""
+    return f"{where} cannot be listened on: {faults[0].strerror}; choose another --host"
 
 
 def _where_time_went(ends_s: Mapping[str, float], started: Starting) -> str:
@@ -264,18 +272,21 @@ def _announce(config: WindroseConfig, url: str, example: tuple[str, dict[str, ob
 
 
 class _Signals:
-    """SIGINT and SIGTERM, from Ray's start to the end of the process."""
+    """SIGINT and SIGTERM, and SIGHUP where it is not ignored: until the end of the process."""
 
-    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+    def __init__(self) -> None:
+        self._caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            self._caught.append(signal.SIGHUP)  # the terminal is gone
 
     def install(self) -> None:
         """From now on a signal raises _Stop in the main thread."""
-        for number in self._CAUGHT:
+        for number in self._caught:
             signal.signal(number, self._raise)
 
     def ignore(self) -> None:
         """Let nothing interrupt the end."""
-        for number in self._CAUGHT:
+        for number in self._caught:
             signal.signal(number, signal.SIG_IGN)
 
     @staticmethod

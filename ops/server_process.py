@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter, sleep
 
@@ -151,7 +152,8 @@ class ServerProcess:
         left = list(self._marked())
         named = tuple(f"process {process.pid} ({_name(process)})" for process in left)
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ends at this moment
+                process.kill()
         psutil.wait_procs(left, timeout=_KILL_TIMEOUT_S)
         self._process.wait()
         self._reader.join(_KILL_TIMEOUT_S)
