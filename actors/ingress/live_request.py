@@ -22,6 +22,7 @@ class Live:
     refusals: int = 0  # in a row
     pipeline: str | None = None  # that counts it as one of its requests
     actor: str | None = None
+    num_ended: int = 0  # connections that had ended when it was handed in
     broken_s: float | None = None  # Unix time since when nobody has it that once had it
     closed: bool = False
     queue: asyncio.Queue[TokenEvent | ApiError] = field(default_factory=asyncio.Queue)

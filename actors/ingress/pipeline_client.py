@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 _RETRY_PAUSE_S = 0.2
 _QUICK_TRIES = 3  # in a row, of a request whose actor is always gone; then with pauses
 _SILENT_S = 10.0  # a pipeline that has not served for so long loses what others can go on with
+_UNSEEN_S = 60.0  # one that drains is in no report, and may read a long prompt meanwhile
 _UPGRADED_S = 10.0  # other weights are served so long: those that began an answer will not return
 
 logger = logging.getLogger(__name__)
@@ -149,11 +150,15 @@ class PipelineClient:
         self._send(wanted)
 
     async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
-        num_ended = self._links.num_ended
+        for live in batch:
+            live.num_ended = self._links.num_ended
+        # Where Serve has to start a pipeline first, or to choose one, that may take long.
+        patience_s = self._patience_s(batch)
+        patience_s = patience_s if pipeline is None else min(patience_s, _SILENT_S)
         try:
             requests = [live.as_submitted(self._ingress_id) for live in batch]
             handing_in = self._router.submit.remote(requests, pipeline)
-            names: list[str | None] = await within(self._patience_s(batch), handing_in)
+            names: list[str | None] = await within(patience_s, handing_in)
         except BROKEN as error:
             logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             await asyncio.sleep(_RETRY_PAUSE_S)
@@ -169,7 +174,7 @@ class PipelineClient:
                     self._renew(live)
                 continue
             live.actor, live.refusals = name, 0
-            if self._links.ended_since(name, num_ended):
+            if self._links.ended_since(name, live.num_ended):
                 # It may have begun there on the connection that is gone, or been dropped with it.
                 self._abort(live)
                 live.broke()
@@ -221,10 +226,13 @@ class PipelineClient:
         weights = weights_of(name)
         for event in events:
             live = self._live.get(event.request_id)
-            if live is not None:
+            if live is None:
+                if event.finish_reason is None:
+                    self._links.abort(name, event.request_id)  # it runs for nobody
+            elif live.actor is not None or not self._links.ended_since(name, live.num_ended):
                 self._deliver(live, event, weights)
-            elif event.finish_reason is None:
-                self._links.abort(name, event.request_id)  # it runs for nobody
+            # Else tokens before these may be lost: it is submitted again once it is known who has
+            # it.
 
     def _deliver(self, live: Live, event: TokenEvent, weights: str) -> None:
         live.outputs += event.token_ids
@@ -260,8 +268,10 @@ class PipelineClient:
         for live in list(self._live.values()):
             if live.actor is None:
                 continue
-            silent_s = self._fleet.silent_s(pipeline_of(live.actor))
-            if silent_s > _SILENT_S and self._choice.serves(live.as_submitted(self._ingress_id)):
+            pipeline = pipeline_of(live.actor)
+            silent_s = self._fleet.silent_s(pipeline)
+            most_s = _SILENT_S if self._choice.knows(pipeline) else _UNSEEN_S
+            if silent_s > most_s and self._choice.serves(live.as_submitted(self._ingress_id)):
                 self._abort(live)
                 live.deadline_s = time.monotonic() + self._wait_timeout_s
                 live.broke()

@@ -59,6 +59,7 @@ class Crew:
         self._filling: dict[int, asyncio.Task[None]] = {}
         self._spares: dict[str, Member] = {}
         self._up: set[str] = set()  # names of those that have answered: Ray has found them a place
+        self._begun_s: dict[str, float] = {}  # when each of the spares was asked for
         self._guards: set[asyncio.Task[None]] = set()
         self._ended = False
         self.serving: dict[int, Member] = {}  # in the epoch
@@ -171,6 +172,7 @@ class Crew:
         while not self._ended and len(self._spares) < self._num_spares:
             member = self._spawner.spawn("spare", calm=True)
             self._spares[member.name] = member
+            self._begun_s[member.name] = asyncio.get_running_loop().time()
             guard = asyncio.get_running_loop().create_task(self._guard(member))
             self._guards.add(guard)
             guard.add_done_callback(self._guards.discard)
@@ -188,8 +190,7 @@ class Crew:
                 self._up.add(spare.name)
             await spare.handle.taken.remote()
         except RayError:
-            self._up.discard(spare.name)
-            if self._spares.pop(spare.name, None) is None:
+            if self._forget_spare(spare.name) is None:
                 return
             logger.warning("a spare actor died; another is started")
             self._spawner.end(spare)
@@ -200,15 +201,23 @@ class Crew:
     def _take_spare(self, role: Role) -> Member | None:
         """One that can have this role; of those, one that can have the fewest others.
 
-        One that is not up may never be: it is only taken where no new actor would have a place.
+        One that should be up and is not may never be: where a new actor would have a place, that
+        is started instead.
         """
         fit = [spare for spare in self._spares.values() if role in spare.roles]
         up = [spare for spare in fit if spare.name in self._up]
-        if not fit or (not up and self._spawner.has_bundle(role)):
+        late_s = asyncio.get_running_loop().time() - _FROZEN_S
+        soon = [spare for spare in fit if self._begun_s[spare.name] > late_s]
+        if not up and not soon and (not fit or self._spawner.has_bundle(role)):
             return None
-        taken = min(up or fit, key=lambda spare: len(spare.roles))
-        self._up.discard(taken.name)
-        return self._spares.pop(taken.name)
+        taken = min(up or soon or fit, key=lambda spare: len(spare.roles))
+        self._forget_spare(taken.name)
+        return taken
+
+    def _forget_spare(self, name: str) -> Member | None:
+        self._up.discard(name)
+        self._begun_s.pop(name, None)
+        return self._spares.pop(name, None)
 
     def end(self) -> None:
         """Kill every actor."""
@@ -218,5 +227,6 @@ class Crew:
         members = [*self.serving.values(), *self.ready.values(), *self._spares.values()]
         self.serving, self.ready, self._spares = {}, {}, {}
         self._up.clear()
+        self._begun_s.clear()
         for member in members:
             self._spawner.end(member)

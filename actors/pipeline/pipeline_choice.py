@@ -62,6 +62,10 @@ class PipelineChoice:
         self._loads[name] += 1
         return name
 
+    def knows(self, name: str) -> bool:
+        """Whether this pipeline was there at the last look."""
+        return name in self._known
+
     def serves(self, request: GenerateRequest) -> bool:
         """Whether a pipeline that can take this request served at the last look."""
         return any(

@@ -57,13 +57,14 @@ class IngressLinks:
         self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._server: asyncio.Task[asyncio.Server] | None = None
         self._closed = False
-        self._lock = threading.Lock()  # of the next two
+        self._lock = threading.Lock()  # of the next three
         self._links: dict[str, Link] = {}
         self._unsent: dict[str, list[bytes]] = {}  # to those that have no connection yet
+        # Dropped before they connected: the first connection only tells them so, by its end.
+        self._dropped: set[str] = set()
         self._leases: dict[str, float] = {}  # ingress -> until when it counts as alive
         self._next_look: asyncio.TimerHandle | None = None  # while there are leases
         self._awaited: set[str] = set()  # whose requests are here, and that have to connect
-        self._dropped: set[str] = set()  # of these: they could not be told
 
     async def listen(self, host: str) -> LinkAddress:
         """Where ingresses connect: on a free port of `host`, from the first call on.
@@ -98,17 +99,19 @@ class IngressLinks:
         link.on_message = partial(self._hear, ingress_id)
         link.longest_bytes = LONGEST_BYTES
         link.ended.add_done_callback(lambda _: self._lost(ingress_id, link))
-        with self._lock:
-            older = self._links.get(ingress_id)
-            self._links[ingress_id] = link
-            for events in self._unsent.pop(ingress_id, ()):
-                link.send(Kind.EVENTS, events)
-        if older is not None:
-            older.close()
         self._renew(ingress_id)
         self._awaited.discard(ingress_id)
-        if self._closed or ingress_id in self._dropped:  # meanwhile: what it waits for is not here
+        with self._lock:
+            dropped = ingress_id in self._dropped
             self._dropped.discard(ingress_id)
+            older = self._links.get(ingress_id)
+            if not dropped:
+                self._links[ingress_id] = link
+                for events in self._unsent.pop(ingress_id, ()):
+                    link.send(Kind.EVENTS, events)
+        if older is not None:
+            older.close()
+        if self._closed or dropped:  # meanwhile: what it waits for is not here, or not all of it
             link.close()
 
     def _hear(self, ingress_id: str, link: Link, kind: Kind, body: bytes) -> None:
@@ -173,10 +176,10 @@ class IngressLinks:
             with self._lock:
                 self._unsent.pop(gone, None)
                 link = self._links.pop(gone, None)
+                if link is None and gone in self._awaited:
+                    self._dropped.add(gone)
             if link is not None:
                 link.close()  # one that was only slow submits again what it waits for
-            elif gone in self._awaited:
-                self._dropped.add(gone)  # so will it, if it comes at all
 
     def close(self) -> None:
         """End all connections behind what has been sent; there will be no others."""

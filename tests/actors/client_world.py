@@ -94,6 +94,7 @@ class World:
         self.members: tuple[str, ...] | None = None  # of every pipeline; None: the one it has
         self.actors = {name: Actor() for name in names}
         self.hanging: set[str] = set()  # routers that answer nothing
+        self.stuck: set[str] = set()  # routers that never say who has a request
         self.ailing: set[str] = set()  # pipelines that cannot serve
         self.unreachable: set[str] = set()  # pipelines to whose actors no connection can be made
         self.answering = asyncio.Event()  # unset: routers do not say yet who has a request
@@ -128,6 +129,8 @@ class World:
         while not self.actors:
             await asyncio.sleep(0.1)
         await self.answering.wait()
+        if pipeline in self.stuck:
+            await asyncio.Event().wait()
         name = pipeline if pipeline in self.actors else next(iter(self.actors))
         able = [one.weights in ("", weights_of(name)) for one in requests]
         return [f"{name}/attention/0" if fit else None for fit in able]

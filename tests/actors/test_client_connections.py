@@ -221,6 +221,35 @@ def test_a_connection_that_ends_while_nobody_knows_who_has_a_request() -> None:
     play(world, scenario)
 
 
+def test_what_comes_on_the_connection_after_is_not_taken_for_the_first_tokens() -> None:
+    world = World("a-1")
+
+    async def scenario(client: PipelineClient) -> None:
+        await open_stream(client, world)
+        actor = world.actors["a-1"]
+        world.answering.clear()
+        asked = collect(client, "second")
+        await turns()
+        ((early,),) = [batch for _, batch in world.calls[-1:]]
+        actor.outbox.put_nowait(None)  # with its first token, which nobody has seen
+        await turns()
+        client._links.ensure("a-1/attention/0")  # for another's sake
+        await turns()
+        world.say("a-1", early, 6)
+        world.say("a-1", early, 7, end=True)
+        await turns()
+        world.answering.set()
+        await turns()
+        again = world.calls[-1][1][0]
+        assert (again.request_id, again.output_token_ids) == ("second#1", ())
+        for token in (5, 6):
+            world.say("a-1", again, token)
+        world.say("a-1", again, 7, end=True)
+        assert await asked == [5, 6, 7]
+
+    play(world, scenario)
+
+
 def test_a_connection_that_cannot_be_made_is_tried_with_pauses_and_not_for_ever() -> None:
     world = World("a-1")
     world.unreachable = {"a-1"}

@@ -252,3 +252,23 @@ def test_a_router_that_hangs_blinds_nobody_to_the_others() -> None:
         assert await asked == [7]
 
     play(world, scenario)
+
+
+def test_a_router_that_hangs_with_a_request_in_its_hands_does_not_keep_it() -> None:
+    world = World("w-a", "w-b")
+    world.stuck = {"w-a", "w-b"}
+
+    async def scenario(client: PipelineClient) -> None:
+        asked = collect(client)
+        await turns()
+        ((first, _),) = world.calls
+        world.stuck = world.hanging = {first or ""}
+        await asyncio.sleep(9.0)
+        assert len(world.calls) == 1
+        await asyncio.sleep(3.0)
+        name, (request,) = world.calls[-1]
+        assert {name, first} == {"w-a", "w-b"} and request.request_id == "r#1"
+        world.say(name or "", request, 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from ray.exceptions import RayActorError
 
 from actors.pipeline.crew import Crew
@@ -130,7 +131,7 @@ def test_a_spare_for_which_there_is_no_place_is_not_waited_for() -> None:
         spawner = FakeSpawner(world)
         crew = Crew(spawner, 2, 1, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
         crew.keep_spares()
-        await turns()
+        await asyncio.sleep(31.0)
         assert crew.num_spares == 0
         crew.fill(2)
         await turns()
@@ -147,15 +148,18 @@ def test_a_spare_for_which_there_is_no_place_is_not_waited_for() -> None:
     run(scenario())
 
 
-def test_a_spare_that_is_being_started_is_waited_for_where_no_other_would_have_a_place() -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_spare_that_is_being_started_is_waited_for(is_full: bool) -> None:
+    """For a while; for longer only where no other would have a place."""
+
     async def scenario() -> None:
         world = World()
         world.modes["stats"] = HELD
         spawner = FakeSpawner(world)
-        spawner.is_full = True
+        spawner.is_full = is_full
         crew = Crew(spawner, 2, 1, LOAD_TIMEOUT_S, lambda rank: [(0, rank)])
         crew.keep_spares()
-        await turns()
+        await asyncio.sleep(100.0 if is_full else 1.0)
         crew.fill(2)
         await turns()
         world.modes.clear()
