@@ -21,7 +21,7 @@ from model.weights import expected_shapes
 CONFIG_FILE = "config.json"
 SMALL_FILES = (
     CONFIG_FILE, "generation_config.json", "tokenizer.model", "tokenizer_config.json",
-    "tokenizer.json", "chat_template.jinja", INDEX_FILE,
+    "tokenizer.json", "added_tokens.json", "chat_template.jinja", INDEX_FILE,
 )  # fmt: skip
 _HEADERS_AT_ONCE = 8
 _MAIN = "main"

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import ray
+from ray._private.state import actors
 
 # Made by Cython and protoc: type checkers do not see their names.
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
     DRAIN_NODE_REASON_PREEMPTION,
 )
-from ray.util.state import list_actors
 
 _REPLICA = "ServeReplica:"  # begins the class names of Serve's replicas
 _POLL_S = 0.5
@@ -60,8 +60,13 @@ def _drain(node_id: str, timeout_s: float) -> None:
 
 
 def _replicas_on(node_id: str) -> list[str]:
-    actors = list_actors(filters=[("node_id", "=", node_id), ("state", "=", "ALIVE")], limit=1000)
-    return [one.class_name for one in actors if one.class_name.startswith(_REPLICA)]
+    """By the GCS: the dashboard, which Ray's public call asks, binds the head's loopback alone."""
+    there = [
+        one["ActorClassName"]
+        for one in actors(actor_state_name="ALIVE").values()
+        if one["Address"]["NodeID"] == node_id
+    ]
+    return [name for name in there if name.startswith(_REPLICA)]
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ case "$source" in
         need aws
         mkdir -p "$directory"
         aws s3 sync "${source%/}" "$directory" --no-progress \
-            --exclude '*' --include '*.json' --include '*.safetensors' --include 'tokenizer.model'
+            --exclude '*' --include '*.json' --include '*.safetensors' --include 'tokenizer.model' --include 'chat_template.jinja'
         ;;
     gs://?*)
         need gcloud
@@ -36,7 +36,7 @@ case "$source" in
         fi
         # A repository may hold the same weights in other formats as well.
         hf download "${name%%@*}" "${revision[@]}" --local-dir "$directory" \
-            --include '*.json' --include '*.safetensors' --include 'tokenizer.model'
+            --include '*.json' --include '*.safetensors' --include 'tokenizer.model' --include 'chat_template.jinja'
         ;;
     /*)
         [[ -d "$source" ]] || fail "$source: no such directory on this machine"

@@ -95,18 +95,21 @@ def test_the_scripts_are_sound_bash() -> None:
         (
             "s3://bucket/mixtral/",
             "aws s3 sync s3://bucket/mixtral {m} --no-progress --exclude *"
-            " --include *.json --include *.safetensors --include tokenizer.model",
+            " --include *.json --include *.safetensors --include tokenizer.model"
+            " --include chat_template.jinja",
         ),
         ("gs://bucket/mixtral", "gcloud storage rsync gs://bucket/mixtral {m}"),
         (
             "hf://mistralai/Mixtral-8x7B-v0.1",
             "hf download mistralai/Mixtral-8x7B-v0.1 --local-dir {m}"
-            " --include *.json --include *.safetensors --include tokenizer.model",
+            " --include *.json --include *.safetensors --include tokenizer.model"
+            " --include chat_template.jinja",
         ),
         (
             "hf://mistralai/Mixtral-8x7B-v0.1@0123abc",
             "hf download mistralai/Mixtral-8x7B-v0.1 --revision 0123abc --local-dir {m}"
-            " --include *.json --include *.safetensors --include tokenizer.model",
+            " --include *.json --include *.safetensors --include tokenizer.model"
+            " --include chat_template.jinja",
         ),
     ],
 )
