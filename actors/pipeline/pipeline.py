@@ -66,7 +66,7 @@ class Pipeline:
         )
         self._groups = Groups(host, plan.num_attention, config.peer_timeout_s, config.cpu_transport)
         self._balance = BalanceWatch(config)
-        self._tally = PipelineTally(name, config.redundant_experts)
+        self._tally = PipelineTally(name, config.redundant_experts if plan.num_expert else 0)
         self._wished = asyncio.Event()
         self._placement: LivePlacement | None = None
         if plan.num_expert:
@@ -190,11 +190,11 @@ class Pipeline:
     async def view(self, heard: Tally, *, fresh: bool) -> PipelineView:
         """This pipeline and its counts for one who has `heard` others; `fresh`: to this moment.
 
-        Otherwise they are at most a second old.
+        Otherwise they are at most a second old, and those of others are left out.
         """
         if fresh:
             self._tally.take(time.monotonic(), await self._pulse.ask())
-        return self._tally.view(time.monotonic(), heard, self.report())
+        return self._tally.view(time.monotonic(), heard, self.report(), whole=fresh)
 
     def measured(self) -> tuple[Counts, Gauges]:
         """What this pipeline alone has counted, at most a second ago, and how it is."""

@@ -71,11 +71,18 @@ class PipelineTally:
         if tokens:
             self._window.add(now_s, {self._pipeline: tokens})
 
-    def view(self, now_s: float, heard: Tally, report: PipelineReport) -> PipelineView:
-        """What to answer one who has `heard` so much."""
+    def view(
+        self, now_s: float, heard: Tally, report: PipelineReport, *, whole: bool = True
+    ) -> PipelineView:
+        """What to answer one who has `heard` so much. Not `whole`: of this pipeline alone.
+
+        All of it grows with every pipeline and ingress there ever was: too much for each second.
+        """
         mine, gauges = self.own(report)
-        self._heard = joined([self._heard, heard, {f"pipeline/{self._pipeline}": mine}])
-        return PipelineView(report, self._heard, gauges, self._window.load(now_s))
+        own = {f"pipeline/{self._pipeline}": mine}
+        self._heard = joined([self._heard, heard, own])
+        tally = self._heard if whole else own
+        return PipelineView(report, tally, gauges, self._window.load(now_s))
 
     def own(self, report: PipelineReport) -> tuple[Counts, Gauges]:
         """This pipeline's alone."""
