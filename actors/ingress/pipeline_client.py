@@ -147,7 +147,18 @@ class PipelineClient:
                 live.queue.put_nowait(upgraded())
             else:
                 wanted.append(live)
-        self._send(wanted)
+        held = [live for live in wanted if self._is_to_wait(live)]
+        self._send([live for live in wanted if live not in held])
+        if held:
+            self._start(self._wait_with(held))
+
+    def _is_to_wait(self, live: Live) -> bool:
+        """Whether there are pipelines, and none that could take it serves: the next look may tell.
+
+        Handed to a router it would come back in a moment, and with it all its tokens.
+        """
+        choice = self._choice
+        return choice.knows_any and not choice.serves(live.as_submitted(self._ingress_id))
 
     async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
         for live in batch:
@@ -168,7 +179,7 @@ class PipelineClient:
         for live, name in zip(batch, names, strict=True):
             if name is None:
                 live.refusals += 1
-                if live.refusals > _QUICK_TRIES:
+                if live.refusals > _QUICK_TRIES or self._is_to_wait(live):
                     slowly.append(live)
                 else:
                     self._renew(live)

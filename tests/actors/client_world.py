@@ -94,6 +94,7 @@ class World:
         self.members: tuple[str, ...] | None = None  # of every pipeline; None: the one it has
         self.actors = {name: Actor() for name in names}
         self.hanging: set[str] = set()  # routers that answer nothing
+        self.none = False  # routers take nothing
         self.stuck: set[str] = set()  # routers that never say who has a request
         self.ailing: set[str] = set()  # pipelines that cannot serve
         self.unreachable: set[str] = set()  # pipelines to whose actors no connection can be made
@@ -131,6 +132,8 @@ class World:
         await self.answering.wait()
         if pipeline in self.stuck:
             await asyncio.Event().wait()
+        if self.none:
+            return [None] * len(requests)
         name = pipeline if pipeline in self.actors else next(iter(self.actors))
         able = [one.weights in ("", weights_of(name)) for one in requests]
         return [f"{name}/attention/0" if fit else None for fit in able]

@@ -272,3 +272,23 @@ def test_a_router_that_hangs_with_a_request_in_its_hands_does_not_keep_it() -> N
         assert await asked == [7]
 
     play(world, scenario)
+
+
+def test_what_nobody_can_take_just_now_is_not_sent_to_and_fro() -> None:
+    world = World("a-1", "b-2")
+
+    async def scenario(client: PipelineClient) -> None:
+        world.ailing = {"a-1", "b-2"}
+        await asyncio.sleep(1.5)
+        world.none = True  # a router answers so after a while in which it cannot serve
+        asked = collect(client)
+        await asyncio.sleep(30.0)
+        assert len(world.calls) == 1
+        world.none, world.ailing = False, {"b-2"}
+        await asyncio.sleep(1.5)
+        name, (request,) = world.calls[-1]
+        assert name == "a-1" and len(world.calls) == 2
+        world.say("a-1", request, 7, end=True)
+        assert await asked == [7]
+
+    play(world, scenario)
