@@ -272,21 +272,18 @@ def _announce(config: WindroseConfig, url: str, example: tuple[str, dict[str, ob
 
 
 class _Signals:
-    """SIGINT and SIGTERM, and SIGHUP where it is not ignored: until the end of the process."""
+    """SIGINT and SIGTERM, from Ray's start to the end of the process."""
 
-    def __init__(self) -> None:
-        self._caught = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-            self._caught.append(signal.SIGHUP)  # the terminal is gone
+    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
     def install(self) -> None:
         """From now on a signal raises _Stop in the main thread."""
-        for number in self._caught:
+        for number in self._CAUGHT:
             signal.signal(number, self._raise)
 
     def ignore(self) -> None:
         """Let nothing interrupt the end."""
-        for number in self._caught:
+        for number in self._CAUGHT:
             signal.signal(number, signal.SIG_IGN)
 
     @staticmethod

@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # the router's module brings torch, which an ingress has no u
 Answer = TypeVar("Answer")
 
 _POLL_S = 1.0
+_FRESH_EVERY = 60  # looks: the first of them too, which brings the counts of those that are gone
+_MENDING_POLL_S = 0.2  # while no pipeline serves: requests wait for what a look tells
 _FIRST_POLL_S = 0.1  # until one has been seen: somebody waits for the start
 _ANSWER_S = 2.0  # an actor that takes longer to say how it is is left out
 _GONE_S = 60.0  # a pipeline that has not answered for so long is gone
@@ -76,6 +78,7 @@ class Fleet:
         self._served_s: dict[str, float] = {}
         self._answered_s: dict[str, float] = {}
         self._ready = False
+        self._num_looks = 0
 
     def ready(self) -> bool:
         """Whether a pipeline serves, as last seen."""
@@ -89,18 +92,25 @@ class Fleet:
 
     async def _keep_looking(self) -> None:
         while True:
+            pause_s = _POLL_S
             try:
-                await self._look_once()
+                pause_s = await self._look_once()
             except Exception:  # whatever it is: without looks no actor hears that we live
                 logger.exception("a look at the pipelines failed")
-            await asyncio.sleep(_POLL_S if self._served_s else _FIRST_POLL_S)
+            await asyncio.sleep(pause_s)
 
-    async def _look_once(self) -> None:
-        reports = [view.report for view in await self._views(self._own_counts())]
+    async def _look_once(self) -> float:
+        """Returns after how many seconds to look again."""
+        fresh = self._num_looks % _FRESH_EVERY == 0
+        self._num_looks += 1
+        reports = [view.report for view in await self._views(self._own_counts(), fresh=fresh)]
         serving = [one.router.pipeline for one in reports if one.serving]
         self._ready = bool(serving)
         self._served_s |= dict.fromkeys(serving, time.monotonic())
         self.on_look(reports)
+        if not self._served_s:
+            return _FIRST_POLL_S
+        return _MENDING_POLL_S if reports and not serving else _POLL_S
 
     def heard(self, pipeline: str) -> None:
         """A pipeline has sent tokens: one that drains serves too, though Serve shows it no more."""

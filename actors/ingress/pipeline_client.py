@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from ray.serve.handle import DeploymentHandle
@@ -147,8 +147,11 @@ class PipelineClient:
                 live.queue.put_nowait(upgraded())
             else:
                 wanted.append(live)
-        held = [live for live in wanted if self._is_to_wait(live)]
-        self._send([live for live in wanted if live not in held])
+        held: list[Live] = []
+        able: list[Live] = []
+        for live in wanted:
+            (held if self._is_to_wait(live) else able).append(live)
+        self._send(able)
         if held:
             self._start(self._wait_with(held))
 
@@ -163,13 +166,10 @@ class PipelineClient:
     async def _submit(self, batch: Sequence[Live], pipeline: str | None) -> None:
         for live in batch:
             live.num_ended = self._links.num_ended
-        # Where Serve has to start a pipeline first, or to choose one, that may take long.
-        patience_s = self._patience_s(batch)
-        patience_s = patience_s if pipeline is None else min(patience_s, _SILENT_S)
         try:
             requests = [live.as_submitted(self._ingress_id) for live in batch]
             handing_in = self._router.submit.remote(requests, pipeline)
-            names: list[str | None] = await within(patience_s, handing_in)
+            names = await within(self._patience_s(batch), self._while_seen(handing_in, pipeline))
         except BROKEN as error:
             logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             await asyncio.sleep(_RETRY_PAUSE_S)
@@ -196,6 +196,23 @@ class PipelineClient:
                 self._abort(live)
         if slowly:
             await self._wait_with(slowly)
+
+    async def _while_seen(
+        self, call: Awaitable[list[str | None]], pipeline: str | None
+    ) -> list[str | None]:
+        """What a router answers; TimeoutError where its pipeline is not seen any more.
+
+        It may have to wait for an actor that hangs: others are asked only where the router does.
+        """
+        asked = asyncio.ensure_future(call)
+        try:
+            while not asked.done():
+                await asyncio.wait({asked}, timeout=_SILENT_S)
+                if not asked.done() and pipeline and not self._choice.knows(pipeline):
+                    raise TimeoutError(f"the router of {pipeline} does not answer")
+            return asked.result()
+        finally:
+            asked.cancel()
 
     def _on_refused(self, attempt_ids: Sequence[str]) -> None:
         """The only attention actor takes none just now: its router knows when one does."""
@@ -281,7 +298,8 @@ class PipelineClient:
                 continue
             pipeline = pipeline_of(live.actor)
             silent_s = self._fleet.silent_s(pipeline)
-            most_s = _SILENT_S if self._choice.knows(pipeline) else _UNSEEN_S
+            known = self._choice.knows(pipeline)
+            most_s = _SILENT_S if known else min(_UNSEEN_S, self._wait_timeout_s)
             if silent_s > most_s and self._choice.serves(live.as_submitted(self._ingress_id)):
                 self._abort(live)
                 live.deadline_s = time.monotonic() + self._wait_timeout_s

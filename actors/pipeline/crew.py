@@ -21,6 +21,7 @@ from actors.pipeline.spawn import Member, Spawner
 from model.placement import Pair
 
 _SPARE_LIFE_S = 10.0  # one that lives for less is not replaced any sooner
+_STARTED_S = 10.0  # one that has not answered for so long may have no place
 _FROZEN_S = 30.0  # of no answer; spares stand back behind all else that their machines have to do
 
 logger = logging.getLogger(__name__)
@@ -101,14 +102,14 @@ class Crew:
         failures = 0
         while True:
             role = self.role_of(rank)
-            spare = self._take_spare(role)
+            spare, answers_in_s = self._take_spare(role)
             member = spare or self._spawner.spawn(role, calm=calm)
             is_attention = role == "attention"
             pairs = () if is_attention else self._share(rank)
             try:
                 load = member.handle.load.remote(rank, is_attention, pairs, calm)
                 if spare is not None:  # nobody has asked it anything since it came up
-                    await within(_FROZEN_S, spare.handle.stats.remote())
+                    await within(answers_in_s, spare.handle.stats.remote())
                 await within(self._load_timeout_s, load)
                 break
             except asyncio.CancelledError:
@@ -198,21 +199,22 @@ class Crew:
             await asyncio.sleep(max(0.0, _SPARE_LIFE_S - lived_s))
             self.keep_spares()
 
-    def _take_spare(self, role: Role) -> Member | None:
+    def _take_spare(self, role: Role) -> tuple[Member | None, float]:
         """One that can have this role; of those, one that can have the fewest others.
 
-        One that should be up and is not may never be: where a new actor would have a place, that
-        is started instead.
+        And within how many seconds it must answer. One that should be up and is not may never be:
+        where a new actor would have a place, that is started instead.
         """
         fit = [spare for spare in self._spares.values() if role in spare.roles]
         up = [spare for spare in fit if spare.name in self._up]
-        late_s = asyncio.get_running_loop().time() - _FROZEN_S
+        late_s = asyncio.get_running_loop().time() - _STARTED_S
         soon = [spare for spare in fit if self._begun_s[spare.name] > late_s]
-        if not up and not soon and (not fit or self._spawner.has_bundle(role)):
-            return None
+        has_bundle = self._spawner.has_bundle(role)
+        if not up and not soon and (not fit or has_bundle):
+            return None, 0.0
         taken = min(up or soon or fit, key=lambda spare: len(spare.roles))
         self._forget_spare(taken.name)
-        return taken
+        return taken, _FROZEN_S if up or not has_bundle else _STARTED_S
 
     def _forget_spare(self, name: str) -> Member | None:
         self._up.discard(name)

@@ -262,10 +262,11 @@ def test_a_router_that_hangs_with_a_request_in_its_hands_does_not_keep_it() -> N
         asked = collect(client)
         await turns()
         ((first, _),) = world.calls
-        world.stuck = world.hanging = {first or ""}
-        await asyncio.sleep(9.0)
-        assert len(world.calls) == 1
-        await asyncio.sleep(3.0)
+        world.stuck = {first or ""}
+        await asyncio.sleep(25.0)
+        assert len(world.calls) == 1, "it waits for something itself, and says how it is"
+        world.hanging = {first or ""}
+        await asyncio.sleep(12.0)
         name, (request,) = world.calls[-1]
         assert {name, first} == {"w-a", "w-b"} and request.request_id == "r#1"
         world.say(name or "", request, 7, end=True)
@@ -290,5 +291,25 @@ def test_what_nobody_can_take_just_now_is_not_sent_to_and_fro() -> None:
         assert name == "a-1" and len(world.calls) == 2
         world.say("a-1", request, 7, end=True)
         assert await asked == [7]
+
+    play(world, scenario)
+
+
+def test_what_runs_in_a_pipeline_that_is_seen_no_more_goes_on_in_another() -> None:
+    world = World("a-1", "a-2")
+
+    async def scenario(client: PipelineClient) -> None:
+        asked = collect(client)
+        await turns()
+        ((first, (request,)),) = world.calls
+        world.say(first or "", request, 5)
+        world.hanging = {first or ""}
+        await asyncio.sleep(50.0)
+        assert len(world.calls) == 1, "one that drains is not seen either"
+        await asyncio.sleep(15.0)
+        name, (again,) = world.calls[-1]
+        assert {name, first} == {"a-1", "a-2"} and again.output_token_ids == (5,)
+        world.say(name or "", again, 6, end=True)
+        assert await asked == [5, 6]
 
     play(world, scenario)

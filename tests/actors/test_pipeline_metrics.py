@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from actors.metrics.tally import added
+from actors.metrics.tally import Tally, added
 from actors.pipeline.pipeline_tally import PipelineTally, shares
 from actors.pipeline.recovery_log import Recovery
 from actors.pipeline.survey import experts_json
@@ -134,3 +134,12 @@ def test_a_pipelines_counts_outlive_its_actors() -> None:
         ("windrose_expert_tokens", "1", "1"): (3,),
         ("windrose_engine_rows", "p0", "0"): (10,),
     }
+
+
+def test_a_view_is_of_all_that_was_heard_or_of_the_pipeline_alone() -> None:
+    tally = PipelineTally("p0", 0)
+    heard: Tally = {"ingress/a": {("x",): (1.0,)}}
+    alone = tally.view(0.0, heard, report(), whole=False)
+    assert alone.tally.keys() == {"pipeline/p0"}
+    whole = tally.view(1.0, {}, report())
+    assert whole.tally.keys() == {"pipeline/p0", "ingress/a"}, "what was heard is kept"

@@ -206,3 +206,20 @@ def test_a_spare_that_froze_while_it_waited_is_given_up() -> None:
         assert_ended(world, "spare/0")
 
     run(scenario())
+
+
+def test_a_spare_that_was_begun_and_does_not_come_is_soon_done_without() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.modes["stats"] = HELD
+        crew = new_crew(world, spares=1)
+        crew.keep_spares()
+        await asyncio.sleep(1.0)
+        crew.fill(2)
+        await asyncio.sleep(9.0)
+        assert 2 not in crew.ready
+        await until(lambda: 2 in crew.ready, 3.0)
+        assert kinds(world.actors) == ["spare", "expert"]
+        assert_ended(world, "spare/0")
+
+    run(scenario())
