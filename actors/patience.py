@@ -25,6 +25,23 @@ async def within(timeout_s: float | None, call: Awaitable[T]) -> T:
         return await call
 
 
+async def as_long_as(holds: Callable[[], bool], every_s: float, call: Awaitable[T]) -> T:
+    """Wait for one call while something holds, which is looked at every so many seconds.
+
+    Raises:
+        TimeoutError: it holds no more.
+    """
+    asked = asyncio.ensure_future(call)
+    try:
+        while not asked.done():
+            await asyncio.wait({asked}, timeout=every_s)
+            if not asked.done() and not holds():
+                raise TimeoutError
+        return asked.result()
+    finally:
+        asked.cancel()
+
+
 async def all_of(calls: Iterable[Awaitable[Any]], timeout_s: float | None = None) -> None:
     """Wait for all calls; the first error is everybody's.
 

@@ -28,9 +28,9 @@ class ActorLinks:
         on_refused: Callable[[list[str]], None],
         on_ended: Callable[[str, bool], None],
     ) -> None:
-        """The first two as ActorLink's. Call `on_ended(actor, opened)` when a connection is there
+        """Call `on_ended(actor, opened)` when a connection has ended; the others as ActorLink.
 
-        no more; `opened`: it was there once.
+        `opened` False: it could not be made.
         """
         self._namespace = namespace
         self._ingress_id = ingress_id

@@ -207,9 +207,9 @@ class Fleet:
 
 
 async def _answers(response: DeploymentBroadcastResponse, kind: type[Answer]) -> list[Answer]:
-    """What was answered in time. With a time for each replica: Serve's own is for all together,
+    """What was answered in time, of which each replica has its own.
 
-    and one that hangs would keep the others' answers from us.
+    Serve's is for all together: one that hangs would keep the others' answers from us.
     """
     try:
         replicas = await within(_ANSWER_S, response._fetch_replica_results_async())

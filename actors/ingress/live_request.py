@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from actors.http.errors import ApiError, Unavailable
@@ -52,6 +53,58 @@ class Live:
             return event
         since_s, self.broken_s = self.broken_s, None
         return replace(event, recovered=(since_s, time.time()))
+
+
+class Attempts:
+    """Requests that run, by the ids that attention actors know: a new one for every attempt."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+
+    def __iter__(self) -> Iterator[Live]:
+        """Of those that are there now, whatever comes and goes meanwhile."""
+        return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._live)
+
+    def get(self, attempt_id: str) -> Live | None:
+        """The request that this is the newest attempt of."""
+        return self._live.get(attempt_id)
+
+    def add(self, live: Live) -> None:
+        """Know it by its present id."""
+        self._live[live.attempt_id] = live
+
+    def remove(self, live: Live) -> None:
+        """Know it no more."""
+        self._live.pop(live.attempt_id, None)
+
+    def renew(self, live: Live) -> None:
+        """Nobody has it: what comes of the attempt before is not taken for the next one's."""
+        self.remove(live)
+        live.actor = None
+        live.attempt += 1
+        self.add(live)
+
+    def still_wanted(self, batch: Iterable[Live], now_s: float) -> list[Live]:
+        """Renew those whose client waits; give up on those that have waited too long."""
+        wanted = []
+        for live in batch:
+            if live.closed:
+                self.remove(live)
+            elif now_s > live.deadline_s:
+                self.end(live, nobody_serves())
+            else:
+                self.renew(live)
+                wanted.append(live)
+        return wanted
+
+    def end(self, live: Live, error: ApiError) -> None:
+        """Its client is told why there is no more to come."""
+        self.remove(live)
+        live.queue.put_nowait(error)
 
 
 def nobody_serves() -> Unavailable:

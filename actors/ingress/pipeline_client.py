@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from ray.serve.handle import DeploymentHandle
@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 from actors.http.errors import ApiError, Unavailable
 from actors.ingress.actor_links import ActorLinks
 from actors.ingress.fleet import BROKEN, Fleet
-from actors.ingress.live_request import Live, nobody_serves, upgraded
+from actors.ingress.live_request import Attempts, Live, nobody_serves, upgraded
 from actors.messages import GenerateRequest, StepEvents, TokenEvent
 from actors.naming import pipeline_of, weights_of
-from actors.patience import start_apart, within
+from actors.patience import as_long_as, start_apart, within
 from actors.pipeline.pipeline_choice import PipelineChoice
 from actors.pipeline.pipeline_report import PipelineReport
 from actors.pipeline.recovery import describe
@@ -57,7 +57,7 @@ class PipelineClient:
         self._router = router
         self._ingress_id = ingress_id
         self._wait_timeout_s = wait_timeout_s
-        self._live: dict[str, Live] = {}
+        self._live = Attempts()
         self._new: list[Live] = []
         self._links = ActorLinks(
             namespace, ingress_id, self._on_events, self._on_refused, self._resubmit_from
@@ -90,12 +90,12 @@ class PipelineClient:
         finally:
             live.closed = True
             self._leave(live)
-            self._live.pop(live.attempt_id, None)
+            self._live.remove(live)
             if not finished:
                 self._abort(live)
 
     def _enqueue(self, live: Live) -> None:
-        self._live[live.attempt_id] = live
+        self._live.add(live)
         if not self._new:
             asyncio.get_running_loop().call_soon(self._flush)
         self._new.append(live)
@@ -140,11 +140,10 @@ class PipelineClient:
         """Look again in a moment for a pipeline that can take these."""
         await asyncio.sleep(_RETRY_PAUSE_S)
         wanted = []
-        for live in self._still_wanted(batch):
+        for live in self._live.still_wanted(batch, time.monotonic()):
             absent_s = self._choice.absent_s(live.weights, time.monotonic()) if live.outputs else 0
             if absent_s > _UPGRADED_S:
-                del self._live[live.attempt_id]
-                live.queue.put_nowait(upgraded())
+                self._live.end(live, upgraded())
             else:
                 wanted.append(live)
         held: list[Live] = []
@@ -169,11 +168,13 @@ class PipelineClient:
         try:
             requests = [live.as_submitted(self._ingress_id) for live in batch]
             handing_in = self._router.submit.remote(requests, pipeline)
-            names = await within(self._patience_s(batch), self._while_seen(handing_in, pipeline))
+            # A router may have to wait for an actor that hangs: others are asked where it hangs.
+            named = as_long_as(lambda: self._is_seen(pipeline), _SILENT_S, handing_in)
+            names = await within(self._patience_s(batch), named)
         except BROKEN as error:
             logger.warning("no pipeline took %d requests: %s", len(batch), describe(error))
             await asyncio.sleep(_RETRY_PAUSE_S)
-            self._send(self._still_wanted(batch))
+            self._send(self._live.still_wanted(batch, time.monotonic()))
             return
         slowly = []
         for live, name in zip(batch, names, strict=True):
@@ -197,22 +198,8 @@ class PipelineClient:
         if slowly:
             await self._wait_with(slowly)
 
-    async def _while_seen(
-        self, call: Awaitable[list[str | None]], pipeline: str | None
-    ) -> list[str | None]:
-        """What a router answers; TimeoutError where its pipeline is not seen any more.
-
-        It may have to wait for an actor that hangs: others are asked only where the router does.
-        """
-        asked = asyncio.ensure_future(call)
-        try:
-            while not asked.done():
-                await asyncio.wait({asked}, timeout=_SILENT_S)
-                if not asked.done() and pipeline and not self._choice.knows(pipeline):
-                    raise TimeoutError(f"the router of {pipeline} does not answer")
-            return asked.result()
-        finally:
-            asked.cancel()
+    def _is_seen(self, pipeline: str | None) -> bool:
+        return pipeline is None or self._choice.knows(pipeline)
 
     def _on_refused(self, attempt_ids: Sequence[str]) -> None:
         """The only attention actor takes none just now: its router knows when one does."""
@@ -228,26 +215,17 @@ class PipelineClient:
 
     def _renew(self, live: Live) -> None:
         """Submit a request again: the actor it went to is gone."""
-        self._live.pop(live.attempt_id, None)
-        if not live.closed:
-            live.actor = None
-            live.attempt += 1
+        if live.closed:
+            self._live.remove(live)
+        else:
+            self._live.renew(live)
             self._enqueue(live)
 
-    def _still_wanted(self, batch: Sequence[Live]) -> list[Live]:
-        """Renew the attempts of those whose client waits; give up on those that waited too long."""
-        wanted = []
-        for live in batch:
-            self._live.pop(live.attempt_id, None)
-            if live.closed:
-                continue
-            if time.monotonic() > live.deadline_s:
-                live.queue.put_nowait(nobody_serves())
-                continue
-            live.attempt += 1
-            self._live[live.attempt_id] = live
-            wanted.append(live)
-        return wanted
+    def _go_on_elsewhere(self, live: Live) -> None:
+        """What had a request is gone, or of no use: it may wait anew for another."""
+        live.deadline_s = time.monotonic() + self._wait_timeout_s
+        live.broke()
+        self._renew(live)
 
     def _on_events(self, name: str, events: StepEvents) -> None:
         self._fleet.heard(pipeline_of(name))
@@ -266,24 +244,21 @@ class PipelineClient:
         live.outputs += event.token_ids
         live.weights = weights
         if event.finish_reason is not None:
-            del self._live[event.request_id]
+            self._live.remove(live)
         live.queue.put_nowait(live.recovered(event))
 
     def _resubmit_from(self, name: str, opened: bool) -> None:
         """The connection to an actor is gone, or, if it was not `opened`, cannot be made."""
-        orphans = [live for live in self._live.values() if live.actor == name]
+        orphans = [live for live in self._live if live.actor == name]
         self._links.leave(name, [live.attempt_id for live in orphans])
+        if opened:
+            for live in orphans:
+                self._go_on_elsewhere(live)
+            return
         for live in orphans:
             live.broke()
-            if opened:
-                live.deadline_s = time.monotonic() + self._wait_timeout_s
-                self._renew(live)
-            else:
-                del self._live[live.attempt_id]
-                live.actor = None
-                live.attempt += 1
-                self._live[live.attempt_id] = live
-        if orphans and not opened:  # with a pause, and no longer than a request may wait
+            self._live.renew(live)
+        if orphans:  # with a pause, and no longer than a request may wait
             self._start(self._wait_with(orphans))
 
     def _on_look(self, reports: Sequence[PipelineReport]) -> None:
@@ -293,7 +268,7 @@ class PipelineClient:
 
     def _give_up_on_silent(self) -> None:
         """Take what runs in a pipeline that cannot serve to another that can, or refuse it."""
-        for live in list(self._live.values()):
+        for live in self._live:
             if live.actor is None:
                 continue
             pipeline = pipeline_of(live.actor)
@@ -302,20 +277,16 @@ class PipelineClient:
             most_s = _SILENT_S if known else min(_UNSEEN_S, self._wait_timeout_s)
             if silent_s > most_s and self._choice.serves(live.as_submitted(self._ingress_id)):
                 self._abort(live)
-                live.deadline_s = time.monotonic() + self._wait_timeout_s
-                live.broke()
-                self._renew(live)
+                self._go_on_elsewhere(live)
             elif silent_s > self._wait_timeout_s:
                 self._abort(live)
-                del self._live[live.attempt_id]
-                live.queue.put_nowait(nobody_serves())
+                self._live.end(live, nobody_serves())
 
     def give_up(self) -> None:
         """End all that runs with an error: the server ends now."""
-        for live in list(self._live.values()):
+        for live in self._live:
             self._abort(live)
-            del self._live[live.attempt_id]
-            live.queue.put_nowait(Unavailable("the server has shut down", retry_after_s=5.0))
+            self._live.end(live, Unavailable("the server has shut down", retry_after_s=5.0))
 
     def _abort(self, live: Live) -> None:
         if live.actor is not None:

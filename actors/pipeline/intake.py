@@ -14,7 +14,6 @@ from actors.pipeline.assignment import MAX_KEYS, Assigner
 from actors.pipeline.crew import Crew
 from actors.pipeline.pipeline_choice import fits
 from actors.ranks.actor_stats import ActorStats
-from configs.schema import WindroseConfig
 
 _DRAIN_POLL_S = 0.1
 _ANSWER_S = 2.0
@@ -29,7 +28,6 @@ class Intake:
     def __init__(
         self,
         pipeline: str,
-        config: WindroseConfig,
         plan: ModelPlan,
         crew: Crew,
         whole: asyncio.Event,

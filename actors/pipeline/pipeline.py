@@ -83,7 +83,7 @@ class Pipeline:
         self._pulse = Pulse(crew, config.peer_timeout_s, self._on_stats)
         self._mender = Mender(crew, self._pulse, self._groups, self._placement)
         self._loads = RecentLoads()
-        self._intake = Intake(name, config, plan, crew, self._mender.whole)
+        self._intake = Intake(name, plan, crew, self._mender.whole)
 
     def _share(self, rank: int) -> Sequence[tuple[int, int]]:
         return () if self._placement is None else self._placement.share(rank)
