@@ -164,6 +164,7 @@ def clocked(world: World) -> Iterator[None]:
     clock = SimpleNamespace(monotonic=loop.time)
     with (
         mock.patch("actors.ingress.pipeline_client.time", clock),
+        mock.patch("actors.ingress.submitter.time", clock),
         mock.patch("actors.ingress.fleet.time", clock),
         mock.patch("actors.ingress.actor_links.ActorLink", world.connect),
     ):
@@ -182,7 +183,7 @@ def play(world: World, scenario: Any, **settings: Any) -> None:
             await turns()
             await scenario(client)
             client._fleet._poll.cancel()  # type: ignore[union-attr]
-            for task in list(client._tasks):
+            for task in list(client._submitter._tasks):
                 task.cancel()
             await turns()
 
