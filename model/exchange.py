@@ -1,7 +1,7 @@
 """Messages between the ranks of a pipeline: step headers on the host, rows on the data group.
 
-A step header is what every attention rank tells every other rank before a step; it fixes how
-many messages follow, so no rank ever waits for one that does not come.
+Every attention rank tells every other rank its step header before a step; it fixes how many
+messages follow, so no rank ever waits for one that does not come.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from model.step_header import PACKED_SIZE, StepHeader
+
 _HEADER_TAG, _ROUTING_TAG, ROWS_TAG, RESULT_TAG, _BUSY_TAG = 1, 2, 3, 4, 5
 HEAD_BYTES = 16  # of a message over sockets: its size and tag
-_STOP, _ASKS_BUSY = 1, 2
-_NUM_NUMBERS = 6  # of a step header, ahead of its flags
 
 LoopEnd = Literal["stop", "move"]  # why a rank's loop left its epoch without losing a peer
 
@@ -76,37 +76,6 @@ class Sockets(PointToPoint, Protocol):
     def lost(self, index: int, number: int) -> PeerLost:
         """What to raise where the library met this errno."""
         ...
-
-
-class StepHeader(NamedTuple):
-    """What one attention rank brings to a step; `num_rows` 0 and not `stop`: a heartbeat.
-
-    `num_decodes` of the rows decode. `next_epoch` is the epoch that the sender is ready to go over
-    to, or 0. `micro_batches` is what it would cut the step into. One that `asks_busy` hears after
-    the step how long the expert ranks were busy.
-    """
-
-    step: int
-    num_rows: int
-    num_decodes: int
-    placement_version: int
-    next_epoch: int
-    micro_batches: int
-    stop: bool
-    asks_busy: bool
-
-
-def all_move(headers: Sequence[StepHeader]) -> bool:
-    """Whether the step these headers open is left to the next epoch: all are ready for the same."""
-    return headers[0].next_epoch > 0 and len({header.next_epoch for header in headers}) == 1
-
-
-def agreed_micro_batches(headers: Sequence[StepHeader]) -> int:
-    """Into how many micro-batches all ranks cut the step that these headers open.
-
-    The attention rank with most rows decides (of several, the first): the others wait for it.
-    """
-    return max(headers, key=lambda header: header.num_rows).micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +173,7 @@ class Exchange:
             stop,
             asks_busy,
         )
-        message = torch.tensor([*mine[:_NUM_NUMBERS], stop * _STOP | asks_busy * _ASKS_BUSY])
+        message = mine.packed()
         sends = [
             self._send(self._control, message, rank, _HEADER_TAG) for rank in self.ranks.others
         ]
@@ -220,7 +189,7 @@ class Exchange:
 
     def _receive_headers(self, mine: StepHeader | None) -> list[StepHeader]:
         buffers = {
-            rank: torch.empty(_NUM_NUMBERS + 1, dtype=torch.int64)
+            rank: torch.empty(PACKED_SIZE, dtype=torch.int64)
             for rank in self.ranks.attention
             if rank != self.ranks.own
         }
@@ -235,9 +204,7 @@ class Exchange:
             if mine is not None and rank == self.ranks.own:
                 headers.append(mine)
                 continue
-            step, rows, decodes, version, next_epoch, parts, flags = buffers[rank].tolist()
-            stop, asks = bool(flags & _STOP), bool(flags & _ASKS_BUSY)
-            header = StepHeader(step, rows, decodes, version, next_epoch, parts, stop, asks)
+            header = StepHeader.unpacked(buffers[rank])
             if header.step != self._step:
                 raise PeerLost(f"rank {rank} is at step {header.step}, not {self._step}")
             headers.append(header)

@@ -13,19 +13,13 @@ from time import perf_counter
 import torch
 
 from model.cpu_kernels.row_inbox import make_row_inbox
-from model.exchange import (
-    Exchange,
-    LoopEnd,
-    Message,
-    StepHeader,
-    agreed_micro_batches,
-    all_move,
-)
+from model.exchange import Exchange, LoopEnd, Message
 from model.experts import ExpertShard
 from model.micro_batch import even_sizes
 from model.role_times import RoleTimes
 from model.row_inbox import RowInbox
 from model.row_message import MessageParts, RowShape
+from model.step_header import StepHeader, agreed_micro_batches, all_move
 
 
 @dataclass(frozen=True, slots=True)

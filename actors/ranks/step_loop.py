@@ -19,7 +19,8 @@ from actors.metrics.recent_ttft import RecentTtft
 from actors.ranks.engine import Engine
 from actors.ranks.interruptions import Interruptions
 from actors.scheduling.scheduler import StepPlan
-from model.exchange import Exchange, LoopEnd, PeerLost, StepHeader, agreed_micro_batches, all_move
+from model.exchange import Exchange, LoopEnd, PeerLost
+from model.step_header import StepHeader, agreed_micro_batches, all_move
 
 _HEARTBEAT_S = 5.0  # idle ranks meet at least this often, so that a dead peer is noticed
 _SHARE_OF_PATIENCE = 1 / 3  # and so often that none is taken for lost

@@ -13,8 +13,9 @@ import torch
 from actors.ranks.epochs import Epoch, Epochs
 from actors.ranks.process_group import join
 from actors.ranks.rendezvous import Rendezvous, host_store
-from model.exchange import Exchange, LoopEnd, PeerLost, Ranks, all_move
+from model.exchange import Exchange, LoopEnd, PeerLost, Ranks
 from model.placement import ExpertPlacement
+from model.step_header import all_move
 
 HOST = "127.0.0.1"
 CPU = torch.device("cpu")

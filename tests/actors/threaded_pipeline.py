@@ -21,12 +21,13 @@ from actors.ranks.step_loop import StepLoop
 from model.checkpoint import Checkpoint
 from model.dispatch import Dispatcher, LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
-from model.exchange import Exchange, StepHeader
+from model.exchange import Exchange
 from model.expert_load import ExpertLoad
 from model.expert_server import ExpertServer
 from model.loading import load_decoder, load_experts
 from model.placement import ExpertPlacement, split_evenly
 from model.role_times import RoleTimes
+from model.step_header import StepHeader
 
 HOST = "127.0.0.1"
 CPU = torch.device("cpu")

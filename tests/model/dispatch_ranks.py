@@ -18,12 +18,13 @@ from actors.ranks.rendezvous import Rendezvous
 from configs.process_settings import CpuTransport
 from model.dispatch import LocalDispatcher
 from model.exact_dispatch import ExactDispatcher
-from model.exchange import Exchange, Ranks, agreed_micro_batches
+from model.exchange import Exchange, Ranks
 from model.expert_server import ExpertServer
 from model.experts import Expert, ExpertShard
 from model.micro_batch import even_sizes
 from model.placement import ExpertPlacement, split_evenly
 from model.row_message import RowShape
+from model.step_header import agreed_micro_batches
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"

@@ -16,9 +16,10 @@ from torch._C._distributed_c10d import TCPStore
 from actors.ranks.process_group import join
 from actors.ranks.rendezvous import Rendezvous, host_store
 from configs.process_settings import CpuTransport
-from model.exchange import Exchange, Ranks, StepHeader, agreed_micro_batches
+from model.exchange import Exchange, Ranks
 from model.placement import split_evenly
 from model.row_message import RowMessage, RowShape
+from model.step_header import StepHeader, agreed_micro_batches
 from tests.model.dispatch_ranks import (
     CPU,
     HOST,
