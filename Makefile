@@ -35,10 +35,14 @@ serve: setup ## serve MODEL= on PORT= with 1 attention and 2 expert actors; more
 	@exec $(BIN)/windrose serve $(MODEL) --port $(PORT) --attention-actors 1 --expert-actors 2 $(ARGS)
 
 # A real Prometheus reads the rules and dashboards in the tests; left out where it cannot be had.
+# What uses all cores by itself goes first, the rest two files at a time.
 test: setup ## run every test
 	@command -v promtool > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; } > /dev/null 2>&1 || true
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@alone=0; beside=0; export OMP_NUM_THREADS=1; \
+	$(BIN)/python -m pytest -m alone || alone=$$?; \
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile || beside=$$?; \
+	exit $$((alone | beside))
 
 check: setup ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .

@@ -216,6 +216,7 @@ def run_slowed(
     return measured
 
 
+@pytest.mark.alone
 def test_two_micro_batches_hide_one_side_behind_the_other(directory: Path) -> None:
     # 19 ms a layer on either side: twice that one after the other, but for the first at once.
     alone, cut = (run_slowed(directory, count, 8, 3e-4, 3e-4, 0.0) for count in (1, 2))

@@ -18,6 +18,13 @@ from tests.e2e.reference import Reference
 from tests.e2e.streams import LONGEST, Calm
 
 VOCAB = 512
+_FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="package")

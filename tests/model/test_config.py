@@ -44,7 +44,15 @@ V5: dict[str, Any] = {key: V4[key] for key in V4 if key not in ("rope_theta", "t
     "rope_parameters": {"rope_theta": 12345.0, "rope_type": "default"},
     "transformers_version": "5.2.0",
 }
-ABSENT = object()
+
+
+class Absent:
+    def __repr__(self) -> str:
+        """The same in every process: it stands in names of tests."""
+        return "ABSENT"
+
+
+ABSENT = Absent()
 
 
 def write(directory: Path, config: Any, generation: Any = None) -> Path:

@@ -19,6 +19,8 @@ from ops.bench.completions import Outcome
 from ops.bench.workload import Traffic
 from tests.ops.bench_runs import check_envelope, check_summary, run, stub_command
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:

@@ -12,6 +12,8 @@ from ops.bench.http_stream import Answer
 from ops.bench.overload import divided, tokens_between, ttft_ms
 from tests.ops.bench_runs import check_envelope, run, stub_command
 
+pytestmark = pytest.mark.alone
+
 
 def command(*flags: object) -> str:
     return shlex.join(stub_command("--name", "{model}", *flags))

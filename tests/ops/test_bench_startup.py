@@ -17,6 +17,8 @@ from ops.bench.startup import without_paths
 from ops.command_line import EXIT_INTERRUPTED
 from tests.ops.bench_runs import check_envelope, check_summary, run, stub_command
 
+pytestmark = pytest.mark.alone
+
 
 def command(*flags: object) -> str:
     return shlex.join(stub_command("--name", "{model}", *flags))

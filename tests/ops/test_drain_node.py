@@ -80,6 +80,7 @@ def test_where_there_is_no_ray_it_says_so(
     assert capsys.readouterr().err == "ops.drain_node: no cluster here\n"
 
 
+@pytest.mark.alone
 def test_a_worker_is_drained_under_load_and_taken_away() -> None:
     """Router and ingress move to the other worker; every stream gets its whole answer."""
     done = subprocess.run(
