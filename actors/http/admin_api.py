@@ -143,7 +143,8 @@ async def need_admin_key(request: Request) -> None:
     """Of every route that changes placement. Raises Unauthorized or Forbidden."""
     state: ServingState = request.app.state.serving
     origin = request.headers.get("origin")
-    if is_foreign(origin, request.headers.get("host"), state.allowed_origins):
+    host, keyless = request.headers.get("host"), state.doors.keyless
+    if is_foreign(origin, host, state.allowed_origins, keyless=keyless):
         raise Forbidden(f"a page of {origin} may not change placement; see --allowed-origins")
     record_of(request).caller = state.doors.let_change(request.headers.get("authorization"))
 

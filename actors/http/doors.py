@@ -34,6 +34,11 @@ class Doors:
     keys: KeyDigests = KeyDigests()
     beyond_loopback: bool = False
 
+    @property
+    def keyless(self) -> bool:
+        """Whether placement may be changed without a key."""
+        return not (self.keys.api or self.keys.admin)
+
     def let_in(self, authorization: str | None) -> str:
         """Who asks with this Authorization header: a name for each key, which does not tell it.
 
@@ -71,15 +76,24 @@ class Doors:
         return caller
 
 
-def is_foreign(origin: str | None, host: str | None, allowed: Sequence[str]) -> bool:
+def is_foreign(
+    origin: str | None, host: str | None, allowed: Sequence[str], *, keyless: bool
+) -> bool:
     """Whether a browser sent this for a page that is neither ours, of `host`, nor an allowed one.
 
     It sends such a POST without asking, if the body is no JSON by its header, and only keeps the
-    answer from the page. What is no browser sends no Origin.
+    answer from the page. What is no browser sends no Origin. A `keyless` server's own pages are
+    those of loopback: any name's owner can have it lead here (DNS rebinding).
     """
     if origin is None or origin in allowed or "*" in allowed:
         return False
-    return origin.partition("://")[2] != host
+    place = origin.partition("://")[2]
+    return place != host or (keyless and not is_loopback(_without_port(place)))
+
+
+def _without_port(place: str) -> str:
+    name, _, port = place.rpartition(":")
+    return name if port.isdecimal() else place
 
 
 def digest(key: str) -> bytes:

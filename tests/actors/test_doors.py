@@ -204,25 +204,44 @@ def test_pages_of_other_origins_may_read_only_where_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "host", "allowed", "foreign"),
+    ("origin", "host", "allowed", "foreign", "foreign_to_keyless"),
     [
-        (None, "127.0.0.1:8000", (), False),  # no browser
-        ("http://127.0.0.1:8000", "127.0.0.1:8000", (), False),  # /docs
-        ("https://windrose.example", "windrose.example", (), False),  # behind a proxy with TLS
-        ("http://127.0.0.1:3000", "127.0.0.1:8000", (), True),
-        ("https://evil.example", "127.0.0.1:8000", (), True),
-        ("https://evil.example", "127.0.0.1:8000", ("https://chat.example",), True),
-        ("https://chat.example", "127.0.0.1:8000", ("https://chat.example",), False),
-        ("https://evil.example", "127.0.0.1:8000", ("*",), False),
-        ("null", "127.0.0.1:8000", (), True),  # a file, or a frame of nobody's
-        ("", "127.0.0.1:8000", (), True),
-        ("http://", None, (), True),
+        (None, "127.0.0.1:8000", (), False, False),  # no browser
+        (None, "windrose.example", (), False, False),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", (), False, False),  # /docs
+        ("http://127.0.0.1", "127.0.0.1", (), False, False),
+        ("http://localhost:8000", "localhost:8000", (), False, False),
+        ("http://[::1]:8000", "[::1]:8000", (), False, False),
+        ("http://[::1]", "[::1]", (), False, False),
+        ("https://windrose.example", "windrose.example", (), False, True),  # a proxy with TLS
+        ("http://evil.example:8000", "evil.example:8000", (), False, True),  # its name leads here
+        ("http://127.0.0.1.evil.example", "127.0.0.1.evil.example", (), False, True),
+        (
+            "https://windrose.example",
+            "windrose.example",
+            ("https://windrose.example",),
+            False,
+            False,
+        ),
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", (), True, True),
+        ("https://evil.example", "127.0.0.1:8000", (), True, True),
+        ("https://evil.example", "127.0.0.1:8000", ("https://chat.example",), True, True),
+        ("https://chat.example", "127.0.0.1:8000", ("https://chat.example",), False, False),
+        ("https://evil.example", "127.0.0.1:8000", ("*",), False, False),
+        ("null", "127.0.0.1:8000", (), True, True),  # a file, or a frame of nobody's
+        ("", "127.0.0.1:8000", (), True, True),
+        ("http://", None, (), True, True),
     ],
 )
 def test_which_pages_are_foreign(
-    origin: str | None, host: str | None, allowed: tuple[str, ...], foreign: bool
+    origin: str | None,
+    host: str | None,
+    allowed: tuple[str, ...],
+    foreign: bool,
+    foreign_to_keyless: bool,
 ) -> None:
-    assert is_foreign(origin, host, allowed) is foreign
+    assert is_foreign(origin, host, allowed, keyless=False) is foreign
+    assert is_foreign(origin, host, allowed, keyless=True) is foreign_to_keyless
 
 
 def test_a_page_of_another_origin_changes_no_placement() -> None:
@@ -234,7 +253,9 @@ def test_a_page_of_another_origin_changes_no_placement() -> None:
             answer = http.post(path, content=body, headers=foreign)
             assert answer.status_code == 403
             assert "https://evil.example" in error_of(answer)["message"]
+        led_here = {"origin": "http://evil.example:8000", "host": "evil.example:8000"}
+        assert http.post("/v1/experts/rebalance", headers=led_here).status_code == 403
         assert source_of(state).changes == []
-        own = {"origin": str(http.base_url).rstrip("/")}
+        own = {"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}
         assert http.post("/v1/experts/rebalance", headers=own).status_code == 200
     assert len(source_of(state).changes) == 1
