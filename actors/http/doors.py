@@ -36,7 +36,7 @@ class Doors:
 
     @property
     def keyless(self) -> bool:
-        """Whether placement may be changed without a key."""
+        """Whether it has no keys at all: whoever reaches it may change placement."""
         return not (self.keys.api or self.keys.admin)
 
     def let_in(self, authorization: str | None) -> str:
