@@ -1,4 +1,7 @@
-"""An ingress and its connections to attention actors: past the router, broken, and renewed."""
+"""An ingress and its connections to attention actors: past the router, broken, and renewed.
+
+The loop's time is virtual (tests/actors/virtual_time.py): its sleeps take none.
+"""
 
 from __future__ import annotations
 
